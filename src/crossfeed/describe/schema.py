@@ -1,0 +1,522 @@
+"""The ecosystem as the user describes it: frozen, validated, the same from Python and from YAML.
+
+Every class is one node of the spec; its fields are the spec's keys. What stands here is structure, types and
+bounds. What needs two places of the spec to be seen (names, sums, dimensions) is in :mod:`crossfeed.describe.check`.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, ValidationInfo, model_validator
+
+from crossfeed.describe.arrays import Array, Candidates, Columns, Count, Labels, Number, Positive, Share, Whole
+
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^.\[\]\s][^.\[\]\n]*$")]
+
+
+class Node(BaseModel):
+    """Base of every spec node: frozen, no unknown keys, arrays as read-only NumPy arrays."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            from crossfeed.describe.check import problems_of
+
+            raise problems_of(error, type(self)) from None
+
+    # Marks the method above as pydantic's own, so that nodes inside nodes are validated in one pass with all errors.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+def _beside(file: str, info: ValidationInfo) -> str:
+    """A file named in a spec is beside the spec; built-in samples are left as they are."""
+    folder = (info.context or {}).get("folder")
+    return file if folder is None or file.startswith("sample:") else str(Path(folder) / file)
+
+
+# --- what an outcome is -------------------------------------------------------------------------------------------
+
+
+class Outcomes(Node):
+    """A finite outcome set. Give ``count``, ``labels`` or ``coordinates`` (one row an outcome)."""
+
+    kind: Literal["outcomes"] = "outcomes"
+    count: Annotated[Whole, Field(ge=2)] | None = Field(default=None, description="Number of outcomes.")
+    labels: list[str] | None = Field(default=None, description="One name an outcome.")
+    coordinates: Columns | None = Field(
+        default=None, description="(outcomes, c): where each outcome lies; linear and quadratic rewards act on it."
+    )
+
+
+class Images(Node):
+    """Photographs as outcomes: each image of a file is one outcome, or, with ``cells``, each cell of colour statistics."""
+
+    kind: Literal["images"] = "images"
+    file: Annotated[str, AfterValidator(_beside)] = Field(
+        description="Parquet in the hub's image schema, .npy (n, h, w, 3), or `sample:cifar10`."
+    )
+    image_column: str = Field(default="img", description="Parquet column with the images.")
+    label_column: str | None = Field(default="label", description="Parquet column with integer labels; null for none.")
+    rows: Count | None = Field(default=None, description="Use this many rows, drawn with the spec's seed; null for all.")
+    cells: dict[Literal["hue", "saturation", "brightness"], Count] | None = Field(
+        default=None, description="Merge images into cells: this many equal-mass bins by statistic. Null: each image is an outcome."
+    )
+
+
+class Vectors(Node):
+    """Outcomes are vectors in R^dim."""
+
+    kind: Literal["vectors"] = "vectors"
+    dim: Annotated[Whole, Field(ge=1)] = Field(description="Dimension of an outcome.")
+
+
+class Regression(Node):
+    """Outcomes are pairs (x, y): an input x in R^inputs and an answer y in R^outputs."""
+
+    kind: Literal["regression"] = "regression"
+    inputs: Annotated[Whole, Field(ge=1)] = Field(description="Dimension of x; add a column of ones for an intercept.")
+    outputs: Annotated[Whole, Field(ge=1)] = Field(description="Dimension of y.")
+
+
+Space = Annotated[Outcomes | Images | Vectors | Regression, Field(discriminator="kind")]
+
+
+# --- real data and input domains ------------------------------------------------------------------------------------
+
+
+class RowsData(Node):
+    """Rows of an array: vectors (n, dim), or for outcome sets indices or labels (n,)."""
+
+    kind: Literal["rows"] = "rows"
+    rows: Labels = Field(description="Vectors: (n, dim). Outcomes: (n,) indices from 0, or labels.")
+
+
+class MomentsData(Node):
+    """A Gaussian given by its mean and covariance (vectors only)."""
+
+    kind: Literal["moments"] = "moments"
+    mean: Array = Field(description="(dim,)")
+    cov: Array = Field(description="A number, a diagonal (dim,) or a matrix (dim, dim).")
+
+
+class DistributionData(Node):
+    """A distribution over a finite outcome set."""
+
+    kind: Literal["distribution"] = "distribution"
+    weights: Array = Field(description="(outcomes,) nonnegative; counts or probabilities, normalised to sum 1.")
+
+
+class ImagesData(Node):
+    """The photographs of an ``images`` space, or those with some labels only."""
+
+    kind: Literal["images"] = "images"
+    labels: list[Whole] | None = Field(default=None, description="Keep only these labels; null keeps all.")
+
+
+class PairsData(Node):
+    """Pairs (x, y) for regression."""
+
+    kind: Literal["pairs"] = "pairs"
+    x: Columns = Field(description="(n, inputs)")
+    y: Columns = Field(description="(n, outputs)")
+
+
+class TeacherData(Node):
+    """Answers of a fixed linear teacher, y = matrix x + noise, on a domain (regression)."""
+
+    kind: Literal["teacher"] = "teacher"
+    matrix: Array = Field(description="(outputs, inputs)")
+    noise: Array = Field(default=0.0, validate_default=True, description="Covariance of the noise: number, diagonal or matrix.")
+    domain: Name = Field(description="Where x comes from.")
+
+
+Data = Annotated[
+    RowsData | MomentsData | DistributionData | ImagesData | PairsData | TeacherData, Field(discriminator="kind")
+]
+
+
+class PointsDomain(Node):
+    """Inputs drawn from a finite list."""
+
+    kind: Literal["points"] = "points"
+    points: Columns = Field(description="(m, inputs)")
+    weights: Array | None = Field(default=None, description="(m,) nonnegative, normalised; null for equal.")
+
+
+class GaussianDomain(Node):
+    """Inputs drawn from a Gaussian."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    mean: Array = Field(description="(inputs,)")
+    cov: Array = Field(description="A number, a diagonal or a matrix.")
+
+
+Domain = Annotated[PointsDomain | GaussianDomain, Field(discriminator="kind")]
+
+
+# --- rewards ---------------------------------------------------------------------------------------------------------
+
+
+class LinearReward(Node):
+    """r(y) = constant + vector · y."""
+
+    kind: Literal["linear"] = "linear"
+    vector: Array = Field(description="(dim,); regression: (outputs,) for y or (inputs + outputs,) for (x, y).")
+    constant: Number = 0.0
+
+
+class QuadraticReward(Node):
+    """r(y) = constant + vector · y + ½ yᵀ matrix y."""
+
+    kind: Literal["quadratic"] = "quadratic"
+    matrix: Array = Field(description="A number, a diagonal or a symmetric matrix; negative for a best point.")
+    vector: Array | None = Field(default=None, description="As in a linear reward; null for zero.")
+    constant: Number = 0.0
+
+
+class TableReward(Node):
+    """One number an outcome."""
+
+    kind: Literal["table"] = "table"
+    values: Array = Field(description="(outcomes,)")
+
+
+class HueBandReward(Node):
+    """band_weight · band + realism_weight · realism of a photograph (the paper's CIFAR-10 reward).
+
+    band = mean over pixels of 1[hue in bands] · saturation^1.5; realism = −(‖channel means − CIFAR-10's‖₂ + ‖channel
+    standard deviations − CIFAR-10's‖₂).
+    """
+
+    kind: Literal["hue_band"] = "hue_band"
+    bands: list[tuple[Share, Share]] = Field(description="Hue intervals in [0, 1], low then high.", min_length=1)
+    band_weight: Number = 1.0
+    realism_weight: Number = 1.0
+
+
+class CallableReward(Node):
+    """A Python function named `module:function`; imported only when code is allowed (`--allow-code`)."""
+
+    kind: Literal["callable"] = "callable"
+    function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] = Field(
+        description="Takes a float64 tensor (m, dim) of outcomes or coordinates, returns (m,). Must be differentiable by torch."
+    )
+
+
+Reward = Annotated[
+    LinearReward | QuadraticReward | TableReward | HueBandReward | CallableReward, Field(discriminator="kind")
+]
+
+
+# --- model families ---------------------------------------------------------------------------------------------------
+
+
+class Categorical(Node):
+    """Every distribution on a finite outcome set; loss −log q."""
+
+    kind: Literal["categorical"] = "categorical"
+
+
+Statistic = Literal["mean", "std", "hue", "saturation", "brightness", "label"]
+
+
+def _features_tag(value: Any) -> str:
+    return "statistics" if isinstance(value, (list, tuple)) and any(isinstance(v, str) for v in value) else "array"
+
+
+Features = Annotated[
+    Annotated[Columns, Tag("array")] | Annotated[list[Statistic], Tag("statistics")], Discriminator(_features_tag)
+]
+
+
+class LogLinear(Node):
+    """q(y) ∝ base(y) exp(features(y) · θ) on a finite outcome set, so that not every distribution can be fitted; loss −log q."""
+
+    kind: Literal["loglinear"] = "loglinear"
+    features: Features = Field(description="(outcomes, d), or for images the statistics to use as features.")
+    base: Array | None = Field(
+        default=None, description="(outcomes,) positive base measure; null for uniform, and for images one a photograph."
+    )
+
+
+class GaussianMean(Node):
+    """N(θ, cov) with known covariance; loss ½‖z − θ‖²."""
+
+    kind: Literal["gaussian_mean"] = "gaussian_mean"
+    cov: Array = Field(default=1.0, validate_default=True, description="Number, diagonal (dim,) or matrix (dim, dim).")
+
+
+class Gaussian(Node):
+    """N(mean, covariance), both unknown; loss −log q."""
+
+    kind: Literal["gaussian"] = "gaussian"
+
+
+class LinearGaussian(Node):
+    """y | x ~ N(W x, noise) with known noise; loss ½‖y − W x‖²."""
+
+    kind: Literal["linear_gaussian"] = "linear_gaussian"
+    noise: Array = Field(default=1.0, validate_default=True, description="Number, diagonal (outputs,) or matrix.")
+
+
+Family = Annotated[Categorical | LogLinear | GaussianMean | Gaussian | LinearGaussian, Field(discriminator="kind")]
+
+
+# --- sources -----------------------------------------------------------------------------------------------------------
+
+
+class Affine(Node):
+    """z ↦ matrix z + shift, applied to what a source delivers (vectors; regression: to y)."""
+
+    matrix: Array | None = Field(default=None, description="Number, diagonal or matrix; null for the identity.")
+    shift: Array | None = Field(default=None, description="(dim,); null for zero.")
+
+
+class Pick(Node):
+    """Offer K candidates to curators, who pick one: P(k) = exp(r(y_k)/τ) / Σ_l exp(r(y_l)/τ) (Plackett–Luce)."""
+
+    curator: Name | None = Field(default=None, description="Name of the reward that picks; null: the producer's people.")
+    candidates: Candidates = Field(default=2, description="K ≥ 1, or `inf` for exponential tilting by exp(r/τ).")
+    temperature: Annotated[Number, Field(ge=0)] = Field(default=1.0, description="τ; 0 picks the best of K.")
+    noise: Share = Field(default=0.0, description="Share of picks made uniformly at random.")
+    other_curator: Name | None = Field(default=None, description="Reward behind a share of the picks (adversaries, other people).")
+    other_share: Share = Field(default=0.0, description="Share of picks made with `other_curator`.")
+    then: Pick | None = Field(default=None, description="Second stage: independent picks of this stage are its candidates.")
+
+    @property
+    def stages(self) -> list[Pick]:
+        """This stage and all that follow it."""
+        return [self, *(self.then.stages if self.then else [])]
+
+
+class SourceBase(Node):
+    """What every source has."""
+
+    name: Name | None = Field(default=None, description="Unique in its model; null: kind, or kind_producer, numbered when repeated.")
+    weight: Share = Field(description="Share of the model's training data; a model's weights sum to 1.")
+    domain: Name | None = Field(default=None, description="Regression: where x comes from; null: the producer's domain.")
+
+
+class Real(SourceBase):
+    """A fixed real data set."""
+
+    kind: Literal["real"] = "real"
+    data: Name = Field(description="Name under `data`.")
+
+
+class Raw(SourceBase):
+    """Outputs of a model, as they come."""
+
+    kind: Literal["raw"] = "raw"
+    producer: Name = Field(description="The model whose outputs these are; the model itself for self-consumption.")
+    sampling_temperature: Positive = Field(default=1.0, description="The producer samples from q^(1/T), normalised.")
+    map: Affine | None = None
+
+
+class Curated(Pick, SourceBase):
+    """Outputs of a model after people picked among candidates."""
+
+    kind: Literal["curated"] = "curated"
+    producer: Name = Field(description="The model whose outputs are offered.")
+    sampling_temperature: Positive = Field(default=1.0, description="The producer samples from q^(1/T), normalised.")
+    map: Affine | None = None
+
+
+Source = Annotated[Real | Raw | Curated, Field(discriminator="kind")]
+
+
+# --- models, orders, the whole ------------------------------------------------------------------------------------------
+
+
+class Evaluation(Node):
+    """Where a model's alignment is measured: J = E[r(y)] over a domain."""
+
+    name: Name = Field(description="What the report calls it.")
+    reward: Name | None = Field(default=None, description="Null: the model's own people's reward.")
+    domain: Name | None = Field(default=None, description="Regression: where x comes from; null: the model's domain.")
+
+
+class Model(Node):
+    """One model: its family, its people's reward, what it is trained on and where it is judged."""
+
+    family: Family
+    reward: Name = Field(description="The reward of this model's people; curates its outputs and defines its alignment.")
+    sources: list[Source] = Field(min_length=1)
+    domain: Name | None = Field(default=None, description="Regression: where its inputs come from.")
+    evaluate: list[Evaluation] | None = Field(default=None, description="Null: once, by its own reward on its own domain.")
+    ridge: Annotated[Number, Field(ge=0)] = Field(default=0.0, description="μ: adds (μ/2)‖θ‖² to the training loss.")
+    gives_way: Name = Field(
+        default="proportional",
+        description="What shrinks when the curation ratio rises: `proportional` (all sources that are not curated) or a source's name.",
+    )
+    start: Array | None = Field(default=None, description="Initial parameters; null: fitted to the model's real data, else drawn near zero.")
+
+
+class RandomOrder(Node):
+    """Each round updates models drawn at random."""
+
+    kind: Literal["random"] = "random"
+    probability: Annotated[Number, Field(gt=0, le=1)] = Field(
+        default=1.0, description="Each model updates with this probability; those that do update one after another in random order."
+    )
+    seed: Annotated[Whole, Field(ge=0)] = 0
+
+
+class Cycle(Node):
+    """Rounds repeat this list. A round is a list of steps, a step a list of models that update at the same time."""
+
+    kind: Literal["cycle"] = "cycle"
+    rounds: list[list[list[Name]]] = Field(
+        min_length=1, description="E.g. [[[p, q]], [[p], [q]]]: together, then p before q. A model left out of a round stays stale."
+    )
+
+
+class Sequential(Node):
+    """One model after another, each seeing the newest states (Gauss–Seidel)."""
+
+    kind: Literal["sequential"] = "sequential"
+    models: list[Name] | None = Field(default=None, description="The order; null: as listed under `models`.")
+
+
+class Simultaneous(Node):
+    """All models update at once from last round's states (Jacobi)."""
+
+    kind: Literal["simultaneous"] = "simultaneous"
+
+
+def _order_tag(value: Any) -> str | None:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return kind if isinstance(kind, str) else None
+
+
+Order = Annotated[
+    Annotated[Simultaneous, Tag("simultaneous")]
+    | Annotated[Sequential, Tag("sequential")]
+    | Annotated[Cycle, Tag("cycle")]
+    | Annotated[RandomOrder, Tag("random")],
+    Discriminator(_order_tag),
+]
+
+
+class GradientSteps(Node):
+    """Inexact retraining: this many full-batch gradient steps from the current parameters."""
+
+    count: Count = Field(description="Steps a round.")
+    size: Positive = Field(description="Step size η.")
+
+
+class Update(Node):
+    """How a round updates the models."""
+
+    order: Order = Field(default_factory=Simultaneous)
+    steps: GradientSteps | None = Field(default=None, description="Null: train to the exact minimum.")
+
+
+class Samples(Node):
+    """Finite-sample rounds."""
+
+    per_round: Count = Field(default=1000, description="n: new samples a model and round.")
+    counts: Literal["multinomial", "fixed"] = Field(
+        default="multinomial", description="How many come from each source: at random by weight, or fixed by largest remainder."
+    )
+    regime: Literal["replace", "accumulate", "subsample"] = Field(
+        default="replace", description="Train on the new samples, on all so far, or on n drawn from all so far."
+    )
+
+
+class Change(Node):
+    """A planned change whose consequences the audit works out by re-solving."""
+
+    path: str = Field(description="A setting, e.g. `p.curation`.")
+    to: Number = Field(description="Its new value.")
+
+
+class ThresholdQuery(Node):
+    """Ask where an influence changes sign while a setting moves."""
+
+    path: str = Field(description="The setting that moves, e.g. `p.cross_share`.")
+    low: Number
+    high: Number
+    affected: Name | None = Field(default=None, description="Whose alignment; null: every model's.")
+    intervened: Name | None = Field(default=None, description="Whose curation ratio; null: every model's that has one.")
+
+
+class AuditOptions(Node):
+    """What the audit adds to its standard contents."""
+
+    changes: list[Change] = Field(default_factory=list)
+    thresholds: list[ThresholdQuery] = Field(default_factory=list)
+    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
+    rounds: Count = Field(default=40, description="Rounds of the trajectory that is drawn.")
+
+
+class Ecosystem(Node):
+    """N models that are retrained on each other's outputs and on what people picked from them.
+
+    Raises:
+        SpecError: with every problem found: path in the spec, what stands there, what is needed.
+    """
+
+    crossfeed: Literal[1] = Field(default=1, description="Version of the spec format.")
+    name: str = Field(default="ecosystem", max_length=200)
+    description: str = ""
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
+    space: Space
+    data: dict[Name, Data] = Field(default_factory=dict)
+    domains: dict[Name, Domain] = Field(default_factory=dict)
+    rewards: dict[Name, Reward] = Field(min_length=1)
+    models: dict[Name, Model] = Field(min_length=1)
+    update: Update = Field(default_factory=Update)
+    samples: Samples = Field(default_factory=Samples)
+    audit: AuditOptions = Field(default_factory=AuditOptions)
+
+    def __init__(self, **fields: Any) -> None:
+        from crossfeed.describe.check import check
+
+        super().__init__(**fields)
+        check(self)
+
+    @model_validator(mode="after")
+    def _one_column(self) -> Ecosystem:
+        """A list of numbers is one column where outcomes are vectors of one dimension."""
+        if isinstance(self.space, Vectors) and self.space.dim == 1:
+            for name, data in self.data.items():
+                if isinstance(data, RowsData) and data.rows.ndim == 1 and data.rows.dtype.kind == "f":
+                    self.data[name] = data.model_copy(update={"rows": data.rows[:, None]})
+        return self
+
+    @property
+    def num_models(self) -> int:
+        """N."""
+        return len(self.models)
+
+    @property
+    def names(self) -> list[str]:
+        """The models' names, in the order of the spec; every matrix is indexed in this order."""
+        return list(self.models)
+
+
+def source_names(model: Model) -> list[str]:
+    """Names of a model's sources, with defaults filled in: kind, or kind_producer, numbered when repeated."""
+    taken = {s.name for s in model.sources if s.name}
+    names: list[str] = []
+    numbers: dict[str, int] = {}
+    for source in model.sources:
+        name = stem = source.name or (source.kind if isinstance(source, Real) else f"{source.kind}_{source.producer}")
+        while source.name is None and name in taken:
+            numbers[stem] = numbers.get(stem, 1) + 1
+            name = f"{stem}_{numbers[stem]}"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def candidates_label(value: float) -> str:
+    """K as it is written: an integer or ∞."""
+    return "∞" if math.isinf(value) else f"{value:g}"

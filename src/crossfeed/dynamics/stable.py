@@ -1,0 +1,216 @@
+r"""Stable points: Θ* with T(Θ*) = Θ*, equivalently ∇₁L_i(θ*_i; Θ*) = 0 for every model.
+
+Three solvers, one answer object. Convergence is always measured on ‖T(Θ) − Θ‖ of the undamped simultaneous map, so that a
+damped or accelerated step cannot look converged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossfeed.dynamics.linearise import linearise
+from crossfeed.dynamics.program import Program
+from crossfeed.dynamics.rounds import round_map
+from crossfeed.errors import NotStableError
+
+Method = Literal["auto", "plain", "anderson", "newton"]
+Result = Literal["converged", "budget", "diverged", "oscillating", "non-finite"]
+
+
+@dataclass(frozen=True)
+class StablePoint:
+    """What a solver found.
+
+    Attributes:
+        theta: (D,) the last, best iterate.
+        result: ``converged``, ``budget`` (steps used up while still improving), ``diverged`` (‖Θ‖ grows without
+            bound), ``oscillating`` (bounded, not improving), ``non-finite``.
+        residual: ‖T(Θ) − Θ‖ / (1 + ‖Θ‖).
+        steps: Evaluations of T.
+        method: Which solver gave it.
+    """
+
+    theta: Tensor
+    result: Result
+    residual: float
+    steps: int
+    method: str
+
+    def require(self) -> Tensor:
+        """Θ*, or an error that says why there is none.
+
+        Raises:
+            NotStableError: when the solver did not converge.
+        """
+        if self.result != "converged":
+            raise NotStableError(
+                f"no stable point: the {self.method} solver ended '{self.result}' after {self.steps} rounds with residual "
+                f"{self.residual:.2g}; derivatives exist at a stable point only. Add real data or a ridge, or start elsewhere"
+            )
+        return self.theta
+
+
+def solve(
+    program: Program,
+    start: Tensor | None = None,
+    method: Method = "auto",
+    tolerance: float = 1e-12,
+    max_steps: int = 2000,
+) -> StablePoint:
+    """A stable point near where retraining from ``start`` leads.
+
+    ``auto`` iterates twelve plain rounds to come near, then Newton, then Anderson, then plain rounds to the end of the budget; the
+    first that converges is polished by one more Newton step.
+
+    Args:
+        program: Compiled ecosystem with unbatched settings.
+        start: (D,); the program's start by default.
+        method: Solver.
+        tolerance: On ‖T(Θ) − Θ‖ / (1 + ‖Θ‖).
+        max_steps: Budget of evaluations of T for each solver.
+    """
+    theta = program.start if start is None else start
+    if method == "plain":
+        return plain(program, theta, tolerance, max_steps)
+    if method == "anderson":
+        return anderson(program, theta, tolerance, max_steps)
+    if method == "newton":
+        return newton(program, theta, tolerance)
+    near = plain(program, theta, tolerance, 12)
+    if near.result == "converged":
+        return _polished(program, near)
+    begin = near.theta if near.result in ("budget", "oscillating") else theta
+    second = newton(program, begin, tolerance)
+    if second.result == "converged":
+        return _polished(program, second)
+    third = anderson(program, begin, tolerance, min(max_steps, 200))
+    if third.result == "converged":
+        return _polished(program, third)
+    last = plain(program, theta, tolerance, max_steps)
+    if last.result == "converged":
+        return _polished(program, last)
+    best = min((second, third, last), key=lambda p: p.residual)
+    return replace(best, result=last.result)
+
+
+def _polished(program: Program, point: StablePoint) -> StablePoint:
+    """One more Newton step, kept when it lowers the residual: the error of Θ* is the residual over 1 − ρ."""
+    better = newton(program, point.theta, 0.0, 1)
+    return replace(point, theta=better.theta, residual=better.residual) if better.residual < point.residual else point
+
+
+def plain(program: Program, theta: Tensor, tolerance: float = 1e-12, max_steps: int = 2000) -> StablePoint:
+    """Repeated retraining, Θ ← T(Θ)."""
+    history: list[float] = []
+    first = float(theta.norm())
+    for step in range(1, max_steps + 1):
+        new = round_map(program, theta)
+        if not bool(torch.isfinite(new).all()):
+            return StablePoint(theta, "non-finite", np.inf, step, "plain")
+        history.append(_residual(new, theta))
+        theta = new
+        if history[-1] <= tolerance:
+            return StablePoint(theta, "converged", _residual(round_map(program, theta), theta), step, "plain")
+        if float(theta.norm()) > 1e8 * (1 + first):
+            return StablePoint(theta, "diverged", history[-1], step, "plain")
+    return StablePoint(theta, _verdict(history), history[-1], max_steps, "plain")
+
+
+def _verdict(history: list[float]) -> Result:
+    """Still improving is ``budget``; a step size that settles is a drift, ``diverged``; anything else oscillates."""
+    tail = np.array(history[-max(len(history) // 4, 4) :])
+    if len(tail) < 4 or tail[-1] < 0.9 * tail[0]:
+        return "budget"
+    return "diverged" if tail.std() < 1e-3 * tail.mean() or tail[-1] > 1.5 * tail[0] else "oscillating"
+
+
+def anderson(
+    program: Program, theta: Tensor, tolerance: float = 1e-12, max_steps: int = 200, memory: int = 8
+) -> StablePoint:
+    """Anderson acceleration (type II) of repeated retraining.
+
+    Reference: Walker and Ni 2011, Anderson acceleration for fixed-point iterations.
+    """
+    points: list[Tensor] = []
+    steps: list[Tensor] = []
+    best, best_residual = theta, np.inf
+    for number in range(1, max_steps + 1):
+        new = round_map(program, theta)
+        if not bool(torch.isfinite(new).all()):
+            return StablePoint(best, "non-finite", best_residual, number, "anderson")
+        residual = _residual(new, theta)
+        if residual < best_residual:
+            best, best_residual = theta, residual
+        if residual <= tolerance:
+            return StablePoint(theta, "converged", residual, number, "anderson")
+        if number > 30 and residual > 1e6 * best_residual:
+            return StablePoint(best, "diverged", best_residual, number, "anderson")
+        points, steps = [*points, new][-memory - 1 :], [*steps, new - theta][-memory - 1 :]
+        if len(points) == 1:
+            theta = new
+            continue
+        differences = torch.stack([b - a for a, b in zip(steps, steps[1:], strict=False)], -1)
+        moves = torch.stack([b - a for a, b in zip(points, points[1:], strict=False)], -1)
+        gamma = torch.linalg.lstsq(differences, steps[-1][:, None], driver="gelsd").solution
+        theta = new - (moves @ gamma)[:, 0]
+    return StablePoint(best, "budget", best_residual, max_steps, "anderson")
+
+
+def newton(program: Program, theta: Tensor, tolerance: float = 1e-12, max_steps: int = 30) -> StablePoint:
+    """Newton–Krylov on T(Θ) − Θ = 0 with the exact Jacobian I − G = H⁻¹D, halving steps that do not help."""
+    new = round_map(program, theta)
+    residual = _residual(new, theta)
+    evaluations = 1
+    for _ in range(max_steps):
+        if residual <= tolerance:
+            return StablePoint(theta, "converged", residual, evaluations, "newton")
+        if not bool(torch.isfinite(new).all()):
+            return StablePoint(theta, "non-finite", np.inf, evaluations, "newton")
+        # (I − G) δ = T(Θ) − Θ, or D δ = −F
+        step = linearise(program, theta).solve(-program.gradient(theta)[:, None])
+        if not bool(torch.isfinite(step.value).all()):
+            return StablePoint(theta, "non-finite", residual, evaluations, "newton")
+        scale, accepted = 1.0, False
+        while scale > 1e-4:
+            trial = theta + scale * step.value[:, 0]
+            mapped = round_map(program, trial)
+            evaluations += 1
+            size = _residual(mapped, trial)
+            if np.isfinite(size) and size < residual:
+                theta, new, residual, accepted = trial, mapped, size, True
+                break
+            scale /= 2
+        if not accepted:
+            break
+    result: Result = "converged" if residual <= tolerance else "budget"
+    return StablePoint(theta, result, residual, evaluations, "newton")
+
+
+def _residual(new: Tensor, theta: Tensor) -> float:
+    return float((new - theta).norm() / (1 + theta.norm()))
+
+
+def distinct_points(
+    program: Program, starts: int, seed: int, spread: float = 1.0, tolerance: float = 1e-12
+) -> tuple[list[StablePoint], int]:
+    """Stable points from several random starts, without repeats, and how many starts ended in none.
+
+    Starts are N(Θ_0, (spread · scale)²), scale the root mean square of Θ_0 or 1 if that is larger.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 7]))
+    scale = spread * max(1.0, float(program.start.square().mean().sqrt()))
+    found: list[StablePoint] = []
+    failed = 0
+    for _ in range(starts):
+        noise = torch.from_numpy(rng.standard_normal(program.num_params))
+        point = solve(program, program.start + scale * noise, tolerance=tolerance, max_steps=300)
+        if point.result != "converged":
+            failed += 1
+        elif all(float((point.theta - p.theta).norm()) > 1e-6 * (1 + float(p.theta.norm())) for p in found):
+            found.append(point)
+    return found, failed

@@ -1,0 +1,122 @@
+r"""The model protocol: what a family of models must offer, and what it may.
+
+A family here is a *stack* of G models of one kind and size; θ is (..., G, d) and every method broadcasts over the
+leading dimensions (seeds, settings). Closed-form families declare the capability ``expectation``: their expected loss
+is linear in the mean of a sufficient statistic T(z),
+
+    ∇_θ E_P[ℓ(θ; z)] = gradient(θ, E_P[T(z)]),
+
+so that a whole mixture enters training through one vector of moments. Networks declare ``likelihood`` or ``rsample``
+instead, and estimators are chosen from what is declared.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+LIKELIHOOD = "likelihood"
+RSAMPLE = "rsample"
+EXPECTATION = "expectation"
+
+
+@runtime_checkable
+class Family(Protocol):
+    """A stack of G models of one kind.
+
+    Attributes:
+        num_params: d, length of one model's parameter vector.
+        num_moments: M, length of the sufficient statistic.
+        capabilities: Subset of ``likelihood`` (log_prob), ``rsample`` (reparameterised samples), ``expectation``
+            (gradient of the expected loss from moments, and an exact fit).
+    """
+
+    num_params: int
+    num_moments: int
+    capabilities: frozenset[str]
+
+    def take(self, index: Tensor) -> Self:
+        """The stack of the models at ``index``, repeats allowed."""
+        ...
+
+    def log_prob(self, theta: Tensor, z: Tensor) -> Tensor:
+        """log q(z; θ) for outcomes z (..., G, n, ·), as (..., G, n)."""
+        ...
+
+    def sample(self, theta: Tensor, num: int, generator: torch.Generator) -> Tensor:
+        """``num`` outcomes of each model, (..., G, num, ·)."""
+        ...
+
+    def loss(self, theta: Tensor, z: Tensor) -> Tensor:
+        """Training loss ℓ(θ; z) per outcome, (..., G, n)."""
+        ...
+
+    def statistic(self, z: Tensor) -> Tensor:
+        """Sufficient statistic T(z) per outcome, (..., G, n, M)."""
+        ...
+
+    def gradient(self, theta: Tensor, moments: Tensor) -> Tensor:
+        """∇_θ of the expected loss, (..., G, d), from moments (..., G, M); affine in the moments."""
+        ...
+
+    def fit(self, moments: Tensor, ridge: Tensor, start: Tensor) -> Tensor:
+        """argmin_θ E[ℓ] + (ridge/2)‖θ‖², (..., G, d)."""
+        ...
+
+
+def jacobian(fn: object, x: Tensor) -> Tensor:
+    """Jacobian of a map that acts on each member of a stack alone: (..., G, d) ↦ (..., G, m), as (..., G, m, d).
+
+    One forward-mode pass a parameter serves all members at once.
+    """
+
+    def column(v: Tensor) -> Tensor:
+        tangent: Tensor = torch.func.jvp(fn, (x,), (v.expand_as(x),))[1]  # type: ignore[arg-type]
+        return tangent
+
+    eye = torch.eye(x.shape[-1], dtype=x.dtype)
+    return torch.vmap(column, out_dims=-1, chunk_size=8 if x.numel() > 10_000 else None)(eye)
+
+
+def newton_fit(family: Family, moments: Tensor, ridge: Tensor, start: Tensor, max_steps: int = 100) -> Tensor:
+    """Damped Newton on the gradient of the expected loss; stops at machine precision or when no step helps.
+
+    Runs without recording derivatives. Callers that differentiate use the implicit function theorem.
+    """
+    with torch.no_grad():
+        theta = start.expand(*moments.shape[:-1], family.num_params).clone()
+        eye = torch.eye(family.num_params, dtype=theta.dtype)
+
+        def residual(t: Tensor) -> Tensor:
+            return family.gradient(t, moments) + ridge[..., None] * t
+
+        g = residual(theta)
+        norm = g.norm(dim=-1, keepdim=True)
+        for _ in range(max_steps):
+            if not bool((norm > 1e-14 * (1 + theta.norm(dim=-1, keepdim=True))).any()):
+                break
+            hessian = jacobian(lambda t: family.gradient(t, moments), theta) + ridge[..., None, None] * eye
+            step = torch.linalg.lstsq(hessian, g[..., None], driver="gelsd").solution[..., 0] if _singular(hessian) else torch.linalg.solve(hessian, g)
+            step = step * (20.0 / step.norm(dim=-1, keepdim=True).clamp_min(20.0))
+            scale = torch.ones_like(norm)
+            improved = torch.zeros_like(norm, dtype=torch.bool)
+            for _ in range(12):
+                trial = theta - scale * step
+                g_trial = residual(trial)
+                norm_trial = g_trial.norm(dim=-1, keepdim=True)
+                better = (norm_trial < norm) & ~improved
+                theta = torch.where(better, trial, theta)
+                g, norm = torch.where(better, g_trial, g), torch.where(better, norm_trial, norm)
+                improved = improved | better
+                if bool(improved.all()):
+                    break
+                scale = torch.where(improved, scale, scale / 2)
+            if not bool(improved.any()):
+                break
+    return theta
+
+
+def _singular(matrix: Tensor) -> bool:
+    return bool((torch.linalg.cond(matrix) > 1e14).any()) if matrix.shape[-1] <= 8 else False

@@ -1,0 +1,187 @@
+r"""Finite outcome sets: the full simplex and log-linear models.
+
+Both are q(y; θ) ∝ base(y) exp(φ(y)·θ), trained by −log q, whose gradient is E_q[φ] − E_P[φ] and whose Hessian is the
+Fisher matrix Cov_q(φ). For the categorical family φ is an orthonormal basis of the vectors that sum to zero (isometric
+log-ratio coordinates), so that every strictly positive distribution is reached, by exactly one θ, without singling out
+an outcome.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from scipy.linalg import helmert
+from torch import Tensor
+
+from crossfeed.families.base import EXPECTATION, LIKELIHOOD, newton_fit
+from crossfeed.families.picks import pick
+
+FLOOR = 1e-30
+
+
+class Finite:
+    """A stack of log-linear models on one finite outcome set.
+
+    Args:
+        features: (G, n, d) φ, or (1, n, d) shared by the stack.
+        log_base: (G, n) or (1, n) logarithm of the base measure.
+        full: Whether φ spans all log-ratios (categorical); the fit is then closed form. An outcome without any mass is
+            given FLOOR = 1e-30, so that parameters stay finite; it can only come back through another source.
+    """
+
+    capabilities = frozenset({LIKELIHOOD, EXPECTATION})
+
+    def __init__(self, features: Tensor, log_base: Tensor, full: bool = False) -> None:
+        self.features, self.log_base, self.full = features, log_base, full
+        self.num_outcomes, self.num_params = features.shape[-2:]
+        self.num_moments = self.num_params
+
+    @classmethod
+    def categorical(cls, num_outcomes: int) -> Self:
+        """The full simplex on ``num_outcomes`` outcomes; d = num_outcomes − 1."""
+        basis = torch.from_numpy(np.ascontiguousarray(helmert(num_outcomes).T))
+        return cls(basis[None], torch.zeros(1, num_outcomes, dtype=basis.dtype), full=True)
+
+    def take(self, index: Tensor) -> Self:
+        """Members at ``index``; shared features stay shared."""
+        if self.features.shape[0] == 1:
+            return self
+        return type(self)(self.features[index], self.log_base[index], self.full)
+
+    def log_probs(self, theta: Tensor, temperature: Tensor | None = None) -> Tensor:
+        """(..., G, n) log q^(1/T), normalised."""
+        logits = torch.einsum("gnd,...gd->...gn", self._expand(theta), theta) + self.log_base
+        if temperature is not None:
+            logits = logits / temperature[..., None]
+        return torch.log_softmax(logits, -1)
+
+    def _expand(self, theta: Tensor) -> Tensor:
+        return self.features.expand(theta.shape[-2], -1, -1)
+
+    def mean_statistic(self, p: Tensor) -> Tensor:
+        """E_p[φ] for distributions p (..., G, n)."""
+        return torch.einsum("gnd,...gn->...gd", self.features.expand(p.shape[-2], -1, -1), p)
+
+    def log_prob(self, theta: Tensor, z: Tensor) -> Tensor:
+        """log q(z; θ) for outcome indices z (..., G, n)."""
+        return self.log_probs(theta).gather(-1, z)
+
+    def sample(self, theta: Tensor, num: int, generator: torch.Generator) -> Tensor:
+        """(..., G, num) outcome indices."""
+        p = self.log_probs(theta).exp()
+        flat = torch.multinomial(p.reshape(-1, p.shape[-1]), num, replacement=True, generator=generator)
+        return flat.reshape(*p.shape[:-1], num)
+
+    def loss(self, theta: Tensor, z: Tensor) -> Tensor:
+        """−log q(z; θ)."""
+        return -self.log_prob(theta, z)
+
+    def statistic(self, z: Tensor) -> Tensor:
+        """φ(z) for outcome indices z (..., G, n): (..., G, n, d)."""
+        member = torch.arange(z.shape[-2])[:, None].expand(z.shape[-2:])
+        return self.features.expand(z.shape[-2], -1, -1)[member, z]
+
+    def gradient(self, theta: Tensor, moments: Tensor) -> Tensor:
+        """E_q[φ] − moments."""
+        return self.mean_statistic(self.log_probs(theta).exp()) - moments
+
+    def fit(self, moments: Tensor, ridge: Tensor, start: Tensor) -> Tensor:
+        """Maximum likelihood, with ridge; closed form for the full simplex without ridge, Newton otherwise."""
+        if self.full and not bool((ridge > 0).any()):
+            p = torch.einsum("gnd,...gd->...gn", self.features.expand(moments.shape[-2], -1, -1), moments)
+            log_p = torch.log((p + 1 / self.num_outcomes).clamp_min(FLOOR))
+            return self.mean_statistic(log_p)
+        return newton_fit(self, moments, ridge, start)
+
+    def entropy(self, theta: Tensor) -> Tensor:
+        """(..., G) Shannon entropy in nats; falls to 0 on collapse."""
+        log_p = self.log_probs(theta)
+        return -(log_p.exp() * log_p).sum(-1)
+
+
+class FiniteSource:
+    """A stack of E sources that deliver outcomes of finite models, raw or picked.
+
+    Args:
+        producer: The producing models, one a source.
+        consumer: The consuming models, one a source.
+        stages: A stage: (kind, table (E, n), other table or None); kinds as in :func:`crossfeed.families.picks.pick`.
+        slots: Position of each scalar setting of each source in the settings vector, by key; (E,) each.
+        nodes: Quadrature nodes of each stage.
+    """
+
+    def __init__(self, producer: Finite, consumer: Finite, stages: list[Any], slots: dict[str, Tensor], nodes: list[int]) -> None:
+        self.producer, self.consumer, self.stages, self.slots, self.nodes = producer, consumer, stages, slots, nodes
+
+    def take(self, index: Tensor) -> FiniteSource:
+        """Sources at ``index``."""
+        stages = [(kind, a[index], None if b is None else b[index]) for kind, a, b in self.stages]
+        slots = {key: value[index] for key, value in self.slots.items()}
+        return FiniteSource(self.producer.take(index), self.consumer.take(index), stages, slots, self.nodes)
+
+    def distribution(self, theta: Tensor, settings: Tensor) -> Tensor:
+        """(..., E, n) what the sources deliver when their producers have parameters θ (..., E, d)."""
+        at = {key: settings[..., slot] for key, slot in self.slots.items()}
+        p = self.producer.log_probs(theta, at["sampling_temperature"]).exp()
+        for number, (kind, table, other) in enumerate(self.stages):
+            k, tau, noise, share = (at[f"{number}.{key}"] for key in ("candidates", "temperature", "noise", "other_share"))
+            nodes = self.nodes[number]
+            shape = torch.broadcast_shapes(p.shape[:-1], k.shape)
+            p = p.expand(*shape, p.shape[-1])
+            k = k.expand(shape)
+            picked = (1 - noise - share)[..., None] * pick(kind, p, table, k, tau, nodes) + noise[..., None] * p
+            if other is not None:
+                picked = picked + share[..., None] * pick(kind, p, other, k, tau, nodes)
+            p = picked
+        return p
+
+    def moments(self, theta: Tensor, settings: Tensor) -> Tensor:
+        """(..., E, M) expected sufficient statistic of the consumers."""
+        return self.consumer.mean_statistic(self.distribution(theta, settings))
+
+    def sample_moments(self, theta: Tensor, settings: Tensor, counts: Tensor, rng: np.random.Generator) -> Tensor:
+        """(..., E, M) mean statistic of ``counts`` (..., E) samples: exact, by one multinomial draw a source."""
+        return self.consumer.mean_statistic(_empirical(self.distribution(theta, settings), counts, rng))
+
+    def moments_cov(self, theta: Tensor, settings: Tensor) -> Tensor:
+        """(..., E, M, M) covariance of the statistic of one sample."""
+        return _cov(self.consumer, self.distribution(theta, settings))
+
+
+class FiniteReal:
+    """A stack of real sources: fixed distributions (E, n) as the consumers see them."""
+
+    def __init__(self, consumer: Finite, p: Tensor) -> None:
+        self.consumer, self.p = consumer, p
+
+    def take(self, index: Tensor) -> FiniteReal:
+        """Sources at ``index``."""
+        return FiniteReal(self.consumer.take(index), self.p[index])
+
+    def moments(self) -> Tensor:
+        """(E, M)."""
+        return self.consumer.mean_statistic(self.p)
+
+    def sample_moments(self, counts: Tensor, rng: np.random.Generator) -> Tensor:
+        """As in :class:`FiniteSource`."""
+        return self.consumer.mean_statistic(_empirical(self.p.expand(*counts.shape, -1), counts, rng))
+
+    def moments_cov(self) -> Tensor:
+        """(E, M, M)."""
+        return _cov(self.consumer, self.p)
+
+
+def _empirical(p: Tensor, counts: Tensor, rng: np.random.Generator) -> Tensor:
+    shape = torch.broadcast_shapes(p.shape[:-1], counts.shape)
+    pvals = p.expand(*shape, -1).double().numpy()
+    drawn = rng.multinomial(counts.expand(shape).numpy().astype(np.int64), pvals / pvals.sum(-1, keepdims=True))
+    return torch.from_numpy(drawn / np.maximum(counts.expand(shape).numpy(), 1)[..., None])
+
+
+def _cov(consumer: Finite, p: Tensor) -> Tensor:
+    features = consumer.features.expand(p.shape[-2], -1, -1)
+    mean = consumer.mean_statistic(p)
+    second = torch.einsum("gnd,...gn,gne->...gde", features, p, features)
+    return second - mean[..., :, None] * mean[..., None, :]

@@ -1,0 +1,248 @@
+"""What an audit says in words, and how its names and numbers are written. Shared by the page and the terminal.
+
+Everything that comes from a spec passes through :func:`clean` before it is shown anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+Audit = Mapping[str, Any]
+MINUS = "\u2212"
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+# What a terminal obeys: CSI … final byte, OSC/DCS/SOS/PM/APC … string terminator, and two-byte sequences.
+ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[ -/]*[0-~]?")
+BIDI = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029\ufeff")
+
+
+class Verdict(NamedTuple):
+    """How a verdict is shown: never by colour alone."""
+
+    key: str
+    symbol: str
+    style: str
+
+
+VERDICTS = {
+    "helps": Verdict("helps", "▲", "helps"),
+    "dampened": Verdict("dampened", "↑", "dampened"),
+    "no effect": Verdict("no effect", "○", "no-effect"),
+    "backfires": Verdict("backfires", "▼", "backfires"),
+}
+
+
+def clean(text: Any, limit: int | None = None) -> str:
+    """Text from a spec without escape sequences, control, direction-changing, private-use or unpaired characters."""
+    plain = ESCAPES.sub("", str(text))
+    kept = "".join(
+        " " if ch in "\n\t\r" else ch
+        for ch in plain
+        if ch in "\n\t\r" or (unicodedata.category(ch) not in {"Cc", "Cs", "Co"} and ch not in BIDI)
+    )
+    kept = " ".join(kept.split())
+    return kept if limit is None or len(kept) <= limit else kept[: limit - 1].rstrip() + "…"
+
+
+def number(value: float | None, digits: int = 3, sign: bool = False, minus: str = MINUS) -> str:
+    """A number for reading: ``digits`` significant digits, a true minus sign, ``–`` where there is none."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1e6 or size < 1e-4:
+        mantissa, exponent = f"{size:.{digits - 1}e}".split("e")
+        body = f"{mantissa}×10{str(int(exponent)).translate(SUPERSCRIPT)}" if minus == MINUS else f"{mantissa}e{int(exponent)}"
+    else:
+        body = f"{float(f'{size:.{digits}g}'):,.10f}".rstrip("0").rstrip(".")
+    return (minus if value < 0 else "+" if sign else "") + body
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """``1 model``, ``1,934 models``."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def join(parts: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
+
+
+def labels(audit: Audit, limit: int = 40) -> list[str]:
+    """What each model is called on charts: its cleaned name, kept short, made unique where two would read the same."""
+    taken: dict[str, int] = {}
+    result = []
+    for model in audit["models"]:
+        name = clean(model["name"], limit) or "(unnamed)"
+        taken[name] = taken.get(name, 0) + 1
+        result.append(name if taken[name] == 1 else f"{name} #{taken[name]}")
+    return result
+
+
+def namer(audit: Audit) -> dict[str, str]:
+    """From a model's name in the audit to what it is called on the page."""
+    return {model["name"]: label for model, label in zip(audit["models"], labels(audit), strict=True)}
+
+
+def called(names: Mapping[str, str], name: Any) -> str:
+    """What a model is called on the page; ``real data`` for none."""
+    return "real data" if name is None else names.get(name, clean(name, 40))
+
+
+def verdicts(audit: Audit) -> list[list[str | None]]:
+    """Verdicts ``[affected][intervened]``; empty when the influence was refused."""
+    influence = audit.get("influence")
+    return influence["verdict"] if influence else []
+
+
+def curated_models(audit: Audit) -> list[int]:
+    """Models whose curation can be raised: those whose column of the influence matrix is filled."""
+    rows = verdicts(audit)
+    return [i for i in range(len(rows)) if rows[i][i] is not None]
+
+
+@dataclass(frozen=True)
+class Clause:
+    """A piece of a sentence and the verdict it states, if any."""
+
+    text: str
+    verdict: str | None = None
+
+
+SELF = {
+    "helps": "helps {name} itself",
+    "dampened": "helps {name} itself, but less than it would if the other models stood still",
+    "no effect": "does nothing for {name} itself",
+    "backfires": "backfires: it harms {name} itself",
+}
+OTHERS = {"helps": "helps", "dampened": "helps a little, but less than its direct effect,", "no effect": "leaves unchanged", "backfires": "harms"}
+
+
+def raising(audit: Audit, i: int, names: Sequence[str] | None = None, most: int = 4) -> list[Clause]:
+    """What raising model ``i``'s curation does, as a sentence of clauses."""
+    names = names or labels(audit)
+    column = [row[i] for row in verdicts(audit)]
+    clauses = [Clause(f"Raising {names[i]}’s curation ")]
+    if column[i]:
+        clauses.append(Clause(SELF[column[i]].format(name=names[i]), column[i]))
+    values = [row[i] for row in audit["influence"]["matrix"]]
+    groups = []
+    for verdict in ("backfires", "helps", "dampened", "no effect"):
+        members = sorted((k for k, v in enumerate(column) if v == verdict and k != i), key=lambda k: -abs(values[k] or 0))
+        if members:
+            shown = [names[k] for k in members[:most]]
+            more = [f"{len(members) - most:,} more"] if len(members) > most else []
+            groups.append(Clause(f"{OTHERS[verdict]} {join(shown + more)}", verdict))
+    for position, clause in enumerate(groups):
+        clauses += [Clause("; it " if position == 0 else " and " if position == len(groups) - 1 else ", "), clause]
+    return [*clauses, Clause(".")]
+
+
+def bottom_line(audit: Audit) -> str:
+    """The answer in one sentence."""
+    influence = audit.get("influence")
+    if not influence:
+        return "No answer can be given: the loop has no stable point at which the effect of curation is defined."
+    names, rows, columns = labels(audit), verdicts(audit), curated_models(audit)
+    if not columns:
+        return "No model here is trained on curated data, so there is no curation to raise."
+    own = {i: rows[i][i] for i in columns}
+    harmed = [(k, i) for i in columns for k in range(len(rows)) if k != i and rows[k][i] == "backfires"]
+
+    def some(members: Sequence[int]) -> str:
+        shown = [names[i] for i in members[:3]]
+        return join([*shown, f"{len(members) - 3:,} more"] if len(members) > 3 else shown)
+
+    bad = [i for i in columns if own[i] == "backfires"]
+    if bad:
+        return f"More curation backfires for {some(bad)}: the model it is spent on ends up less aligned."
+    weak = [i for i in columns if own[i] == "dampened"]
+    idle = [i for i in columns if own[i] == "no effect"]
+    if len(idle) == len(columns):
+        first = "More curation does nothing for the model it is spent on"
+    elif idle:
+        first = f"More curation does nothing for {some(idle)}"
+    elif weak:
+        which = "" if len(weak) == len(columns) else f" for {some(weak)}"
+        first = f"More curation helps, but interaction with other models dampens it{which}"
+    else:
+        first = "More curation helps the model it is spent on"
+    if not harmed:
+        return first + (", and harms no other model." if len(rows) > 1 else ".")
+    sources = list(dict.fromkeys(i for _, i in harmed))
+    if len(harmed) == 1:
+        return f"{first}, but raising {names[harmed[0][1]]}’s curation harms {names[harmed[0][0]]}."
+    return f"{first}, but it harms other models: {plural(len(harmed), 'pair')}, through the curation of {some(sources)}."
+
+
+CHANGE = {"helps": "rises", "dampened": "rises", "backfires": "falls", "no effect": "stays"}
+
+
+def changed(audit: Audit, change: Mapping[str, Any], most: int = 4) -> list[Clause]:
+    """What a planned change does to the models it moves most, as a sentence of clauses."""
+    names = labels(audit)
+    clauses = [Clause(f"{clean(change['path'], 120)} from {number(change['from'])} to {number(change['to'])}: ")]
+    pairs = [
+        (abs(after - before), k, before, after)
+        for k, (before, after) in enumerate(zip(change.get("before") or [], change.get("after") or [], strict=False))
+        if before is not None and after is not None
+    ]
+    if not pairs:
+        return [*clauses, Clause(f"no new stable point was found ({clean(change.get('result') or 'unknown')}).")]
+    pairs.sort(reverse=True)
+    for position, (_, k, before, after) in enumerate(pairs[:most]):
+        verdict = (change.get("verdict") or [None] * len(names))[k]
+        verb = CHANGE.get(verdict or "", "rises" if after > before else "falls" if after < before else "stays")
+        verb = "stays at" if verb == "stays" else f"{verb} from {number(before)} to"
+        clauses += [Clause("; " if position else ""), Clause(f"{names[k]} {verb} {number(after)}", verdict)]
+    rest = len(pairs) - most
+    return [*clauses, Clause(f"; {rest:,} others move less." if rest > 0 else ".")]
+
+
+def settles(audit: Audit) -> str:
+    """Whether the loop comes to rest, in one sentence."""
+    stable = audit["stable"]
+    result = {
+        "converged": "The loop has a stable point",
+        "budget": "No stable point was reached within the allowed steps",
+        "diverged": "The loop diverges",
+        "oscillating": "The loop oscillates",
+        "non-finite": "The loop produced numbers that are not finite",
+    }.get(stable["result"], clean(stable["result"]))
+    local = (audit.get("stability") or {}).get("local") or []
+    if stable["result"] != "converged" or not local or local[0].get("radius") is None:
+        return result + "."
+    radius = local[0]["radius"]
+    if not local[0]["stable"]:
+        return f"{result}, but retraining moves away from it: each round multiplies a small disturbance by {number(radius)}."
+    half = local[0].get("rounds_to_halve")
+    tail = f", so it halves in about {plural(max(1, round(half)), 'round')}" if half else ""
+    return f"{result}, and retraining returns to it: each round multiplies a small disturbance by {number(radius)}{tail}."
+
+
+def verdict_counts(audit: Audit) -> tuple[dict[str, int], dict[str, int]]:
+    """How often each verdict occurs on models themselves, and on other models."""
+    own, cross = dict.fromkeys(VERDICTS, 0), dict.fromkeys(VERDICTS, 0)
+    for k, row in enumerate(verdicts(audit)):
+        for i, verdict in enumerate(row):
+            if verdict in VERDICTS:
+                (own if k == i else cross)[verdict] += 1
+    return own, cross
+
+
+def strongest_pairs(audit: Audit, most: int, cross: bool = True) -> list[tuple[int, int]]:
+    """Pairs (affected, intervened) by size of influence; of different models only, unless ``cross`` is false."""
+    matrix = audit["influence"]["matrix"] if audit.get("influence") else []
+    pairs = [
+        (abs(value), k, i)
+        for k, row in enumerate(matrix)
+        for i, value in enumerate(row)
+        if value is not None and not (cross and k == i)
+    ]
+    import heapq
+
+    return [(k, i) for _, k, i in heapq.nlargest(most, pairs)]
