@@ -27,7 +27,9 @@ def names_of(count: int) -> list[str]:
     if count <= 3:
         return ["p", "q", "r"][:count]
     if count <= 12:
-        known = "summariser paraphraser coder tutor critic translator draughtsman novelist archivist planner reviewer clerk"
+        known = (
+            "summariser paraphraser coder tutor critic translator draughtsman novelist archivist planner reviewer clerk"
+        )
         return known.split()[:count]
     return [f"model-{k:04d}" for k in range(count)]
 
@@ -81,29 +83,46 @@ def fake(count: int = 2, seed: int = 0) -> dict[str, Any]:
         verdict = [["dampened", "backfires"], ["helps", "backfires"]]
     level = [rng.uniform(0.1, 0.9) for _ in names]
     pairs = sorted(
-        ((k, i) for k in range(count) for i in range(count) if matrix[k][i] is not None), key=lambda p: -abs(matrix[p[0]][p[1]] or 0)
+        ((k, i) for k in range(count) for i in range(count) if matrix[k][i] is not None),
+        key=lambda p: -abs(matrix[p[0]][p[1]] or 0),
     )[: 60 if count > 30 else 144]
     rounds = list(range(41))
     curated = [i for i in range(count) if has_curation[i]]
 
     def along(k: int, t: int) -> float:
-        return level[k] - 0.5 * (0.82 ** t) * (1 if k % 3 else -0.6) + 0.02 * (0.5**t) * (-1) ** t
+        return level[k] - 0.5 * (0.82**t) * (1 if k % 3 else -0.6) + 0.02 * (0.5**t) * (-1) ** t
 
     def change(i: int, to: float) -> dict[str, Any]:
         first = [0.1 * (matrix[k][i] or 0.0) for k in range(count)]
         after = [level[k] + first[k] * 0.93 for k in range(count)]
         return {
-            "path": f"{names[i]}.curation", "from": 0.4, "to": to, "before": level, "after": after, "first_order": first,
+            "path": f"{names[i]}.curation",
+            "from": 0.4,
+            "to": to,
+            "before": level,
+            "after": after,
+            "first_order": first,
             "verdict": [verdict[k][i] or "no effect" for k in range(count)],
-            "isolated": [0.1 * (isolated[i] or 0) if k == i else None for k in range(count)], "result": "converged",
+            "isolated": [0.1 * (isolated[i] or 0) if k == i else None for k in range(count)],
+            "result": "converged",
         }
 
     def threshold(i: int, k: int, root: float | None) -> dict[str, Any]:
         grid = [0.05 + 0.9 * s / 60 for s in range(61)]
-        curve = [0.4 * ((root or 1.3) - g) + 0.1 * (g - 0.3) ** 2 - 0.1 * ((root or 0) - 0.3) ** 2 * bool(root) for g in grid]
+        curve = [
+            0.4 * ((root or 1.3) - g) + 0.1 * (g - 0.3) ** 2 - 0.1 * ((root or 0) - 0.3) ** 2 * bool(root) for g in grid
+        ]
         return {
-            "path": f"{names[i]}.cross_share", "low": 0.05, "high": 0.95, "affected": names[k], "intervened": names[i],
-            "current": 0.4, "roots": [] if root is None else [root], "values": grid, "influence": curve, "note": "",
+            "path": f"{names[i]}.cross_share",
+            "low": 0.05,
+            "high": 0.95,
+            "affected": names[k],
+            "intervened": names[i],
+            "current": 0.4,
+            "roots": [] if root is None else [root],
+            "values": grid,
+            "influence": curve,
+            "note": "",
         }
 
     def cut(k: int, i: int) -> list[dict[str, Any]]:
@@ -111,8 +130,14 @@ def fake(count: int = 2, seed: int = 0) -> dict[str, Any]:
         near = [e for e in edges if e["producer"] is not None and names[i] in (e["consumer"], e["producer"])][:6]
         return [
             {
-                "consumer": e["consumer"], "producer": e["producer"], "name": e["name"], "affected": names[k], "intervened": names[i],
-                "share": total * rng.uniform(-0.3, 0.6), "without": total + rng.gauss(0, 0.2), "with": total,
+                "consumer": e["consumer"],
+                "producer": e["producer"],
+                "name": e["name"],
+                "affected": names[k],
+                "intervened": names[i],
+                "share": total * rng.uniform(-0.3, 0.6),
+                "without": total + rng.gauss(0, 0.2),
+                "with": total,
             }
             for e in near
         ]
@@ -124,47 +149,81 @@ def fake(count: int = 2, seed: int = 0) -> dict[str, Any]:
         seen = [list(p) for p in dict.fromkeys(map(tuple, paths))]
         values = [total * f for f in (1.4, -0.5, 0.15)][: len(seen)]
         return {
-            "affected": names[k], "intervened": names[i], "total": total, "rest": total - sum(values),
+            "affected": names[k],
+            "intervened": names[i],
+            "total": total,
+            "rest": total - sum(values),
             "walks": [{"path": p, "value": v} for p, v in zip(seen, values, strict=True)],
         }
 
     ordered = ["simultaneous", "sequential", "random"]
     return {
-        "format": "crossfeed-audit", "version": 1, "crossfeed": "0.1.0", "spec_name": f"warm and cool photographs, {count} models",
-        "spec_file": f"examples/photographs-{count}.yaml", "spec_sha256": "9f2c1a7b" * 8,
-        "description": "Image models that are retrained on real photographs, on their own picked outputs and on each other’s. "
+        "format": "crossfeed-audit",
+        "version": 1,
+        "crossfeed": "0.1.0",
+        "spec_name": f"warm and cool photographs, {count} models",
+        "spec_file": f"examples/photographs-{count}.yaml",
+        "spec_sha256": "9f2c1a7b" * 8,
+        "description": "Image models that are retrained on real photographs, on their own picked outputs and on "
+        "each other’s. "
         "The people behind each model like other colours.",
-        "seed": 7, "command": f"crossfeed audit examples/photographs-{count}.yaml", "seconds": 1.84, "space": "1,934 photographs as outcomes",
+        "seed": 7,
+        "command": f"crossfeed audit examples/photographs-{count}.yaml",
+        "seconds": 1.84,
+        "space": "1,934 photographs as outcomes",
         "models": [
             {
-                "name": n, "family": FAMILIES[k % 3], "num_params": 1933, "reward": f"likes-{n}",
-                "curation": sum(e["weight"] for e in edges if e["consumer"] == n and e["kind"] == "curated"), "ridge": 0.0,
+                "name": n,
+                "family": FAMILIES[k % 3],
+                "num_params": 1933,
+                "reward": f"likes-{n}",
+                "curation": sum(e["weight"] for e in edges if e["consumer"] == n and e["kind"] == "curated"),
+                "ridge": 0.0,
                 "alignment": [{"name": "own people", "reward": f"likes-{n}", "value": level[k]}],
-                "entropy": 5 + rng.random(), "spread": rng.random(), "distance_to_data": rng.random(),
+                "entropy": 5 + rng.random(),
+                "spread": rng.random(),
+                "distance_to_data": rng.random(),
             }
             for k, n in enumerate(names)
         ],
         "edges": edges,
-        "stable": {"result": "converged", "residual": 3.1e-13, "steps": 41, "method": "Anderson", "others": [], "starts": 5},
+        "stable": {
+            "result": "converged",
+            "residual": 3.1e-13,
+            "steps": 41,
+            "method": "Anderson",
+            "others": [],
+            "starts": 5,
+        },
         "stability": {
             "local": [
                 {"order": o, "radius": r, "stable": r < 1, "rounds_to_halve": 3.6 if r < 1 else None}
                 for o, r in zip(ordered, (0.824, 0.711, 0.769), strict=True)
             ],
             "global": {
-                "available": True, "radius": 1.31, "contracts": False, "reason": "the worst case over all parameters exceeds 1",
+                "available": True,
+                "radius": 1.31,
+                "contracts": False,
+                "reason": "the worst case over all parameters exceeds 1",
                 "constants": [{"model": n, "gamma": 1.0, "beta": 1.0} for n in names[:12]],
             },
             "observed_rate": 0.826,
         },
         "influence": {
-            "matrix": matrix, "isolated": isolated, "direct": direct, "verdict": verdict,
+            "matrix": matrix,
+            "isolated": isolated,
+            "direct": direct,
+            "verdict": verdict,
             "unit": "change of alignment per unit of curation ratio",
         },
         "direction": [
             {
-                "model": names[i], "rho": rng.uniform(0.2, 0.95), "paper_bound": rng.uniform(0.8, 0.97) if k % 4 else None,
-                "sharp_bound": rng.uniform(0.5, 0.8), "turning_angle_deg": rng.uniform(5, 50), "sign_guaranteed": rng.random() < 0.5,
+                "model": names[i],
+                "rho": rng.uniform(0.2, 0.95),
+                "paper_bound": rng.uniform(0.8, 0.97) if k % 4 else None,
+                "sharp_bound": rng.uniform(0.5, 0.8),
+                "turning_angle_deg": rng.uniform(5, 50),
+                "sign_guaranteed": rng.random() < 0.5,
                 "flip_angle_deg": rng.uniform(4, 60),
             }
             for k, i in enumerate(curated)
@@ -175,21 +234,32 @@ def fake(count: int = 2, seed: int = 0) -> dict[str, Any]:
         "walks": [walk(k, i) for k, i in pairs],
         "contributions": [
             {
-                "model": names[i], "basis": "eigen",
-                "items": [{"label": f"direction {b + 1}", "raw": rng.gauss(0.05, 0.05), "distorted": rng.gauss(0.03, 0.07)} for b in range(8)],
+                "model": names[i],
+                "basis": "eigen",
+                "items": [
+                    {"label": f"direction {b + 1}", "raw": rng.gauss(0.05, 0.05), "distorted": rng.gauss(0.03, 0.07)}
+                    for b in range(8)
+                ],
             }
             for i in curated[:12]
         ],
         "finite_samples": {
-            "available": True, "reason": "", "n": 1000, "counts": "multinomial", "confidence": 0.95,
+            "available": True,
+            "reason": "",
+            "n": 1000,
+            "counts": "multinomial",
+            "confidence": 0.95,
             "models": [{"name": n, "mean_shift": rng.gauss(0, 0.01), "std": rng.uniform(0.005, 0.05)} for n in names],
             "smallest_n": [
-                {"affected": names[k], "intervened": names[i], "n": rng.choice([None, 80, 412, 12840]), "note": ""} for k, i in pairs
+                {"affected": names[k], "intervened": names[i], "n": rng.choice([None, 80, 412, 12840]), "note": ""}
+                for k, i in pairs
             ],
-            "protocol": "two loops that differ by 0.1 in the curation ratio, 20 rounds averaged after the loop has settled",
+            "protocol": "two loops that differ by 0.1 in the curation ratio, 20 rounds averaged after the loop "
+            "has settled",
         },
         "trajectory": {
-            "rounds": rounds, "alignment": [[along(k, t) for t in rounds] for k in range(count)],
+            "rounds": rounds,
+            "alignment": [[along(k, t) for t in rounds] for k in range(count)],
             "delta": [[(0.4 + 0.05 * (k % 7)) * 0.82**t for t in rounds] for k in range(count)],
             "entropy": [[6 - 0.6 * (1 - 0.85**t) * (1 + 0.1 * (k % 5)) for t in rounds] for k in range(count)],
         },
@@ -198,22 +268,40 @@ def fake(count: int = 2, seed: int = 0) -> dict[str, Any]:
             "Retraining finds the exact minimum of the training loss each round.",
             "Influence is a derivative: it speaks of small changes around the present curation.",
         ],
-        "warnings": ["The global certificate does not hold; stability is certain near the stable point only."] if count > 1 else [],
-    }  # fmt: skip
+        "warnings": ["The global certificate does not hold; stability is certain near the stable point only."]
+        if count > 1
+        else [],
+    }
 
 
 def refused(count: int = 2) -> dict[str, Any]:
     """An audit whose stable point is not stable: no influence, and as little else as the format allows."""
     audit = fake(count)
     audit.update(
-        influence=None, influence_refused="the loop is not stable: a round multiplies a small disturbance by 1.08", direction=[],
-        changes=[], thresholds=[], edge_attribution=[], walks=[], contributions=[], gallery=None, assumptions=[], warnings=[],
-        description="", spec_file=None,
-    )  # fmt: skip
+        influence=None,
+        influence_refused="the loop is not stable: a round multiplies a small disturbance by 1.08",
+        direction=[],
+        changes=[],
+        thresholds=[],
+        edge_attribution=[],
+        walks=[],
+        contributions=[],
+        gallery=None,
+        assumptions=[],
+        warnings=[],
+        description="",
+        spec_file=None,
+    )
     audit["stable"]["result"] = "oscillating"
     audit["stability"] = {
         "local": [{"order": "simultaneous", "radius": 1.08, "stable": False, "rounds_to_halve": None}],
-        "global": {"available": False, "radius": None, "contracts": None, "reason": "no Lipschitz constant is known", "constants": None},
+        "global": {
+            "available": False,
+            "radius": None,
+            "contracts": None,
+            "reason": "no Lipschitz constant is known",
+            "constants": None,
+        },
         "observed_rate": None,
     }
     audit["finite_samples"] = {"available": False, "reason": "no stable point", "models": [], "smallest_n": []}
@@ -228,13 +316,25 @@ def hostile() -> dict[str, Any]:
     plain = fake(6)
     text = json.dumps(plain)
     for name, evil in zip(names_of(6), HOSTILE, strict=True):
-        text = text.replace(f'"{name}"', json.dumps(evil)).replace(f'{name}.', json.dumps(evil)[1:-1] + ".")
+        text = text.replace(f'"{name}"', json.dumps(evil)).replace(f"{name}.", json.dumps(evil)[1:-1] + ".")
     audit: dict[str, Any] = json.loads(text)
     audit.update(
-        spec_name=HOSTILE[0], description=" ".join(HOSTILE), space=HOSTILE[1], command=f"crossfeed audit {HOSTILE[2]}", spec_file=HOSTILE[1],
-        assumptions=list(HOSTILE), warnings=list(HOSTILE), crossfeed=HOSTILE[0],
-        gallery=[{"model": HOSTILE[1], "title": HOSTILE[2], "images": ["javascript:window.hacked=5", 'data:image/png;base64,AA" onerror="window.hacked=6']}],
-    )  # fmt: skip
+        spec_name=HOSTILE[0],
+        description=" ".join(HOSTILE),
+        space=HOSTILE[1],
+        command=f"crossfeed audit {HOSTILE[2]}",
+        spec_file=HOSTILE[1],
+        assumptions=list(HOSTILE),
+        warnings=list(HOSTILE),
+        crossfeed=HOSTILE[0],
+        gallery=[
+            {
+                "model": HOSTILE[1],
+                "title": HOSTILE[2],
+                "images": ["javascript:window.hacked=5", 'data:image/png;base64,AA" onerror="window.hacked=6'],
+            }
+        ],
+    )
     audit["finite_samples"]["protocol"] = HOSTILE[1]
     audit["stability"]["global"]["reason"] = HOSTILE[0]
     for edge in audit["edges"]:
@@ -255,5 +355,8 @@ def with_gallery(audit: dict[str, Any]) -> dict[str, Any]:
         buffer = io.BytesIO()
         Image.new("RGB", (32, 32), (20 * k, 90, 255 - 20 * k)).save(buffer, "JPEG")
         images.append("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
-    shown = [{"model": m["name"], "title": f"most likely outcomes of {m['name']}", "images": images} for m in audit["models"][:2]]
+    shown = [
+        {"model": m["name"], "title": f"most likely outcomes of {m['name']}", "images": images}
+        for m in audit["models"][:2]
+    ]
     return {**audit, "gallery": shown}

@@ -193,7 +193,7 @@ def weight_direction(eco: Ecosystem, path: str) -> dict[str, float] | None:
     return dict(zip(source_names(model), slopes.values(), strict=True))
 
 
-# --- how weights move --------------------------------------------------------------------------------------------------
+# --- how weights move -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ def _checked(eco: Ecosystem, setting: _Setting, value: float) -> float:
     return min(max(float(value), low), high)
 
 
-# --- paths ---------------------------------------------------------------------------------------------------------------
+# --- paths ----------------------------------------------------------------------------------------------------------
 
 
 def _resolve(eco: Ecosystem, path: str) -> _Setting:

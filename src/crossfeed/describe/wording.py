@@ -18,7 +18,7 @@ _LONGEST = 60
 
 
 class Complaint(NamedTuple):
-    """A problem before it has a file and a line: the keys and indices that lead there, what was found, what is needed."""
+    """A problem before it has a file and a line: the keys and indices that lead there, what is found and needed."""
 
     loc: Loc
     found: str

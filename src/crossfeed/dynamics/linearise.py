@@ -87,16 +87,18 @@ class Linearisation:
         return factor
 
     @cached_property
-    def _torch_matrix(self) -> tuple[Tensor, Tensor]:
-        return _torch_csr(self.matrix), _torch_csr(scipy.sparse.csr_array(self.matrix.T))
-
-    @cached_property
     def _inverse_diagonal(self) -> list[Tensor]:
         return [torch.linalg.inv(d) for d in self.diagonal]
 
     def apply(self, X: Tensor, transpose: bool = False) -> Tensor:
-        """D X, or Dᵀ X, for X (D, R)."""
-        return self._torch_matrix[int(transpose)] @ X
+        """D X, or Dᵀ X, for X (D, R), block by block."""
+        out = torch.zeros_like(X)
+        for group, h in zip(self.program.model_groups, self.curvature, strict=True):
+            out[group.theta_index] = (h.transpose(-1, -2) if transpose else h) @ X[group.theta_index]
+        for e in self.edges:
+            block, to, at = (e.value.transpose(-1, -2), e.cols, e.rows) if transpose else (e.value, e.rows, e.cols)
+            out.index_add_(0, to.flatten(), (block @ X[at]).flatten(0, 1))
+        return out
 
     def precondition(self, X: Tensor, transpose: bool = False) -> Tensor:
         """Block-diagonal (D_ii)⁻¹ X."""
@@ -203,8 +205,3 @@ def _append(
         data.append(value.flatten().numpy())
         row.append(rows[:, :, None].expand(value.shape).flatten().numpy())
         col.append(cols[:, None, :].expand(value.shape).flatten().numpy())
-
-
-def _torch_csr(matrix: scipy.sparse.csr_array) -> Tensor:
-    index = (torch.from_numpy(matrix.indptr.astype(np.int64)), torch.from_numpy(matrix.indices.astype(np.int64)))
-    return torch.sparse_csr_tensor(*index, torch.from_numpy(matrix.data), size=matrix.shape, check_invariants=True)

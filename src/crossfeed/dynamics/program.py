@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crossfeed.families.base import jacobian
+from crossfeed.families.base import hessian_of, jacobian
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ class Program:
         for group, m in zip(self.model_groups, moments or self.moments(theta), strict=True):
             ridge = self.settings[..., group.ridge_slot]
             eye = torch.eye(group.family.num_params, dtype=theta.dtype)
-            h = jacobian(lambda t, f=group.family, m=m: f.gradient(t, m), theta[..., group.theta_index])
+            h = hessian_of(group.family, theta[..., group.theta_index], m)
             out.append(h + ridge[..., None, None] * eye)
         return out
 

@@ -80,6 +80,13 @@ def jacobian(fn: object, x: Tensor) -> Tensor:
     return torch.vmap(column, out_dims=-1, chunk_size=8 if x.numel() > 10_000 else None)(eye)
 
 
+def hessian_of(family: Family, theta: Tensor, moments: Tensor) -> Tensor:
+    """∇² of the expected loss, (..., G, d, d): the family's own formula where it has one, else by forward mode."""
+    own = getattr(family, "hessian", None)
+    found: Tensor = own(theta, moments) if own else jacobian(lambda t: family.gradient(t, moments), theta)
+    return found
+
+
 def newton_fit(family: Family, moments: Tensor, ridge: Tensor, start: Tensor, max_steps: int = 100) -> Tensor:
     """Damped Newton on the gradient of the expected loss; stops at machine precision or when no step helps.
 
@@ -97,7 +104,7 @@ def newton_fit(family: Family, moments: Tensor, ridge: Tensor, start: Tensor, ma
         for _ in range(max_steps):
             if not bool((norm > 1e-14 * (1 + theta.norm(dim=-1, keepdim=True))).any()):
                 break
-            hessian = jacobian(lambda t: family.gradient(t, moments), theta) + ridge[..., None, None] * eye
+            hessian = hessian_of(family, theta, moments) + ridge[..., None, None] * eye
             step = torch.linalg.lstsq(hessian, g[..., None], driver="gelsd").solution[..., 0] if _singular(hessian) else torch.linalg.solve(hessian, g)
             step = step * (20.0 / step.norm(dim=-1, keepdim=True).clamp_min(20.0))
             scale = torch.ones_like(norm)

@@ -16,9 +16,10 @@ from scipy.linalg import helmert
 from torch import Tensor
 
 from crossfeed.families.base import EXPECTATION, LIKELIHOOD, newton_fit
-from crossfeed.families.picks import pick
+from crossfeed.families.picks import operator
 
 FLOOR = 1e-30
+STAGE_KEYS = ("candidates", "temperature", "noise", "other_share")
 
 
 class Finite:
@@ -87,6 +88,10 @@ class Finite:
         """E_q[φ] − moments."""
         return self.mean_statistic(self.log_probs(theta).exp()) - moments
 
+    def hessian(self, theta: Tensor, moments: Tensor) -> Tensor:
+        """Fisher matrix Cov_q(φ), (..., G, d, d)."""
+        return _cov(self, self.log_probs(theta).exp())
+
     def fit(self, moments: Tensor, ridge: Tensor, start: Tensor) -> Tensor:
         """Maximum likelihood, with ridge; closed form for the full simplex without ridge, Newton otherwise."""
         if self.full and not bool((ridge > 0).any()):
@@ -114,6 +119,7 @@ class FiniteSource:
 
     def __init__(self, producer: Finite, consumer: Finite, stages: list[Any], slots: dict[str, Tensor], nodes: list[int]) -> None:
         self.producer, self.consumer, self.stages, self.slots, self.nodes = producer, consumer, stages, slots, nodes
+        self._last: tuple[Tensor, list[Any]] | None = None
 
     def take(self, index: Tensor) -> FiniteSource:
         """Sources at ``index``."""
@@ -121,20 +127,28 @@ class FiniteSource:
         slots = {key: value[index] for key, value in self.slots.items()}
         return FiniteSource(self.producer.take(index), self.consumer.take(index), stages, slots, self.nodes)
 
+    def _stages_at(self, settings: Tensor) -> list[Any]:
+        """Each stage's operators and shares at the given settings; kept for the settings tensor last seen."""
+        if self._last is not None and self._last[0] is settings:
+            kept: list[Any] = self._last[1]
+            return kept
+        out = []
+        for number, (kind, table, other) in enumerate(self.stages):
+            k, tau, noise, share = (settings[..., self.slots[f"{number}.{key}"]] for key in STAGE_KEYS)
+            main = operator(kind, table, k, tau, self.nodes[number])
+            second = None if other is None else operator(kind, other, k, tau, self.nodes[number])
+            out.append((main, second, noise[..., None], share[..., None]))
+        self._last = (settings, out)
+        return out
+
     def distribution(self, theta: Tensor, settings: Tensor) -> Tensor:
         """(..., E, n) what the sources deliver when their producers have parameters θ (..., E, d)."""
-        at = {key: settings[..., slot] for key, slot in self.slots.items()}
-        p = self.producer.log_probs(theta, at["sampling_temperature"]).exp()
-        for number, (kind, table, other) in enumerate(self.stages):
-            k, tau, noise, share = (at[f"{number}.{key}"] for key in ("candidates", "temperature", "noise", "other_share"))
-            nodes = self.nodes[number]
-            shape = torch.broadcast_shapes(p.shape[:-1], k.shape)
-            p = p.expand(*shape, p.shape[-1])
-            k = k.expand(shape)
-            picked = (1 - noise - share)[..., None] * pick(kind, p, table, k, tau, nodes) + noise[..., None] * p
-            if other is not None:
-                picked = picked + share[..., None] * pick(kind, p, other, k, tau, nodes)
-            p = picked
+        p = self.producer.log_probs(theta, settings[..., self.slots["sampling_temperature"]]).exp()
+        for main, second, noise, share in self._stages_at(settings):
+            shape = torch.broadcast_shapes(p.shape, noise.shape)
+            p = p.expand(shape)
+            picked = (1 - noise - share) * main(p) + noise * p
+            p = picked if second is None else picked + share * second(p)
         return p
 
     def moments(self, theta: Tensor, settings: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crossfeed.families.picks import pick
+from crossfeed.families.picks import operator
 
 PICK_NODES = 320
 SOBOL_POINTS = 4096
@@ -182,10 +182,10 @@ def _on_nodes(
         k, tau, noise, share = (at[f"{number}.{key}"] for key in ("candidates", "temperature", "noise", "other_share"))
         shape = torch.broadcast_shapes(p.shape[:-1], k.shape)
         p, k = p.expand(*shape, p.shape[-1]), k.expand(shape)
-        picked = (1 - noise - share)[..., None] * pick(stage.kind, p, stage.reward.on(U, u), k, tau, PICK_NODES)
+        picked = (1 - noise - share)[..., None] * operator(stage.kind, stage.reward.on(U, u), k, tau, PICK_NODES)(p)
         picked = picked + noise[..., None] * p
         if stage.other is not None:
-            picked = picked + share[..., None] * pick(stage.kind, p, stage.other.on(U, u), k, tau, PICK_NODES)
+            picked = picked + share[..., None] * operator(stage.kind, stage.other.on(U, u), k, tau, PICK_NODES)(p)
         p = picked
     base_mean = torch.einsum("n,...ne->...e", w, u)
     base = u - base_mean[..., None, :]

@@ -9,8 +9,8 @@ a sum over n^{K-1} terms. With 1/s = ∫_0^∞ e^{-us} du the candidates separat
 
     q(x) = p(x) · K · ∫_0^∞ e^{r(x)} e^{-u e^{r(x)}} M(u)^{K-1} du,    M(u) = Σ_y p(y) e^{-u e^{r(y)}},
 
-which costs O(n · nodes) for any K. On u = e^v the integrand is analytic for |Im v| < π/2 and decays on both sides,
-so the trapezoid rule with step h errs by e^{-π²/h}: below 1e-14 at h = 0.3.
+which costs O(n · nodes) for any K. On u = exp(x − e^{-x})/K the integrand is analytic in a strip and decays doubly
+exponentially on both sides, so the trapezoid rule converges geometrically: at step 0.14 its error is below 1e-13.
 
 Every function here broadcasts over leading dimensions and is differentiable by torch in all real arguments.
 """
@@ -18,18 +18,59 @@ Every function here broadcasts over leading dimensions and is differentiable by 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-STEP = 0.3
-LEFT = 37.0
+STEP = 0.14
+LEFT = 3.75
 RIGHT = 3.8
 
 
 def num_nodes(spread: float, candidates: float) -> int:
-    """Quadrature nodes that keep the step at 0.3 for rewards (in units of τ) spread over ``spread``."""
+    """Quadrature nodes that keep the step at 0.14 for rewards (in units of τ) spread over ``spread``."""
     return max(16, math.ceil((LEFT + RIGHT + math.log(max(candidates, 1.0)) + spread) / STEP) + 1)
+
+
+@dataclass(frozen=True)
+class PlackettLuce:
+    """The operator for fixed rewards and K, as two matrices on quadrature nodes; apply it to any p.
+
+    Attributes:
+        candidates: (...) K.
+        step: (..., nodes) quadrature weights du/u.
+        decay: (..., nodes, n) e^{-u e^r}.
+        density: (..., nodes, n) u e^r e^{-u e^r}.
+    """
+
+    candidates: Tensor
+    step: Tensor
+    decay: Tensor
+    density: Tensor
+
+    @classmethod
+    def of(cls, r: Tensor, candidates: Tensor, nodes: int) -> PlackettLuce:
+        """The operator for rewards r (..., n) in units of τ and K candidates (...)."""
+        r = r - r.detach().amax(-1, keepdim=True)
+        spread = -r.detach().amin(-1)
+        log_k = torch.log(candidates.detach())
+        high = RIGHT + spread + log_k
+        h = ((high + LEFT) / (nodes - 1))[..., None]
+        x = -LEFT + h * torch.arange(nodes, dtype=r.dtype, device=r.device)
+        fade = torch.exp(-x)
+        rate = torch.exp((x - fade - log_k[..., None])[..., None] + r[..., None, :])
+        decay = torch.exp(-rate)
+        return cls(candidates, h * (1 + fade), decay, rate * decay)
+
+    def __call__(self, p: Tensor) -> Tensor:
+        """(..., n) distribution of the pick when candidates come from p."""
+        k = self.candidates[..., None]
+        log_m = torch.log((self.decay @ p[..., None])[..., 0].clamp_min(1e-300))
+        outer = self.step * torch.exp((k - 1) * log_m)
+        q = p * k * (outer[..., None, :] @ self.density)[..., 0, :]
+        return q / q.sum(-1, keepdim=True)
 
 
 def plackett_luce(p: Tensor, r: Tensor, candidates: Tensor, nodes: int) -> Tensor:
@@ -55,20 +96,7 @@ def plackett_luce(p: Tensor, r: Tensor, candidates: Tensor, nodes: int) -> Tenso
 
     Reference: Ferbach et al. 2024 (the operator); Plackett–Luce choice. The integral form is ours.
     """
-    top = r.detach().amax(-1, keepdim=True)
-    r = r - top
-    spread = -r.detach().amin(-1)
-    log_k = torch.log(candidates.detach())
-    low, high = -LEFT - log_k, RIGHT + spread
-    step = ((high - low) / (nodes - 1))[..., None]
-    v = low[..., None] + step * torch.arange(nodes, dtype=p.dtype, device=p.device)
-    tiny = torch.finfo(p.dtype).tiny
-    rate = torch.exp(v[..., None] + r[..., None, :])  # (..., nodes, n): u e^{r}
-    log_m = torch.logsumexp(torch.log(p.clamp_min(tiny))[..., None, :] - rate, -1)
-    outer = step * torch.exp((candidates[..., None] - 1) * log_m)
-    integral = torch.einsum("...v,...vn->...n", outer, rate * torch.exp(-rate))
-    q = p * candidates[..., None] * integral
-    return q / q.sum(-1, keepdim=True)
+    return PlackettLuce.of(r, candidates, nodes)(p)
 
 
 def best_of(p: Tensor, r: Tensor, candidates: Tensor) -> Tensor:
@@ -110,9 +138,11 @@ def tilt(p: Tensor, r: Tensor) -> Tensor:
     return q / q.sum(-1, keepdim=True)
 
 
-def pick(kind: str, p: Tensor, reward: Tensor, candidates: Tensor, temperature: Tensor, nodes: int) -> Tensor:
-    """One stage by its kind: ``plackett_luce``, ``best`` (τ = 0) or ``tilt`` (K = ∞)."""
+def operator(kind: str, reward: Tensor, candidates: Tensor, temperature: Tensor, nodes: int) -> Callable[[Tensor], Tensor]:
+    """One stage by its kind, ready to apply to any p: ``plackett_luce``, ``best`` (τ = 0) or ``tilt`` (K = ∞)."""
     if kind == "best":
-        return best_of(p, reward, candidates)
+        return lambda p: best_of(p, reward, candidates)
     r = reward / temperature[..., None]
-    return tilt(p, r) if kind == "tilt" else plackett_luce(p, r, candidates, nodes)
+    if kind == "tilt":
+        return lambda p: tilt(p, r)
+    return PlackettLuce.of(r, candidates, nodes)

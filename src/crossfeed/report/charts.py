@@ -9,11 +9,34 @@ from typing import Any
 from crossfeed.errors import NotAvailableError
 from crossfeed.report import graph as graphs
 from crossfeed.report import words
-from crossfeed.report.influence_charts import changes, influence_matrix, isolated, self_influence, thresholds
+from crossfeed.report.change_charts import changes, thresholds
+from crossfeed.report.influence_charts import influence_matrix, isolated, self_influence
 from crossfeed.report.loop_charts import alignment, entropy, finite_samples, movement, stability
 from crossfeed.report.marks import Panel, Spec
 from crossfeed.report.reason_charts import contributions, direction, edges, walks
 from crossfeed.report.theme import PALETTES, Scheme, config, paint
+
+__all__ = [
+    "CHARTS",
+    "alignment",
+    "changes",
+    "chart",
+    "chart_names",
+    "contributions",
+    "direction",
+    "edges",
+    "entropy",
+    "finite_samples",
+    "influence_matrix",
+    "isolated",
+    "movement",
+    "save_chart",
+    "self_influence",
+    "stability",
+    "thresholds",
+    "vega_lite",
+    "walks",
+]
 
 CHARTS: dict[str, Callable[[words.Audit], list[Panel]]] = {
     "influence_matrix": influence_matrix,
@@ -41,7 +64,9 @@ def chart_names(audit: words.Audit) -> list[str]:
 
 def _no_such(audit: words.Audit, name: str) -> NotAvailableError:
     if name in CHARTS:
-        return NotAvailableError(f"chart {name!r}: this audit has nothing to draw for it; it has {', '.join(chart_names(audit))}")
+        return NotAvailableError(
+            f"chart {name!r}: this audit has nothing to draw for it; it has {', '.join(chart_names(audit))}"
+        )
     return NotAvailableError(f"chart {name!r}: no such chart; choose one of {', '.join(['graph', *CHARTS])}")
 
 
@@ -65,7 +90,11 @@ def vega_lite(audit: words.Audit, name: str, scheme: Scheme = "light", width: in
         one: dict[str, Any] = {**panel.spec, "width": width, "title": panel.title, "description": panel.alt}
         del one["autosize"]
         specs.append(one)
-    whole: Spec = {"vconcat": specs, "spacing": 28, "resolve": {"scale": {"color": "independent"}}} if len(specs) > 1 else specs[0]
+    whole: Spec = (
+        {"vconcat": specs, "spacing": 28, "resolve": {"scale": {"color": "independent"}}}
+        if len(specs) > 1
+        else specs[0]
+    )
     return dict(
         paint(
             {
@@ -93,7 +122,9 @@ def chart(audit: words.Audit, name: str, scheme: Scheme = "light", width: int = 
     import altair as alt
 
     if name == "graph":
-        raise NotAvailableError("chart 'graph': it is drawn as SVG, not by Altair; use save_chart or crossfeed.report.graph.svg")
+        raise NotAvailableError(
+            "chart 'graph': it is drawn as SVG, not by Altair; use save_chart or crossfeed.report.graph.svg"
+        )
     return alt.Chart.from_dict(vega_lite(audit, name, scheme, width))
 
 
@@ -119,7 +150,9 @@ def save_chart(audit: words.Audit, name: str, path: str | Path, scheme: Scheme =
 
     target, ending = Path(path), Path(path).suffix.lower()
     if ending not in {".svg", ".pdf", ".png"} and not (ending == ".json" and name != "graph"):
-        raise NotAvailableError(f"{target}: found the ending {ending!r}; need .svg, .pdf, .png, or .json for a chart other than the graph")
+        raise NotAvailableError(
+            f"{target}: found the ending {ending!r}; need .svg, .pdf, .png, or .json for a chart other than the graph"
+        )
     if name == "graph":
         svg = graphs.svg(audit, PALETTES[scheme])
     else:

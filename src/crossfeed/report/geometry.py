@@ -78,7 +78,9 @@ def loop(box: Box, angle: float, height: float) -> Curve:
     """A curve that leaves the box towards ``angle``, rises ``height`` above its border and returns."""
     spread = 0.52
     length = (box.reach(angle) + height) / (0.75 * math.cos(spread))
-    near, far = ((box.x + length * math.cos(angle + s * spread), box.y + length * math.sin(angle + s * spread)) for s in (-1, 1))
+    near, far = (
+        (box.x + length * math.cos(angle + s * spread), box.y + length * math.sin(angle + s * spread)) for s in (-1, 1)
+    )
     return Curve((box.x, box.y), near, far, (box.x, box.y))
 
 

@@ -38,7 +38,7 @@ class _Flow:
 
 
 def chosen(audit: words.Audit) -> list[str]:
-    """Models that are drawn: all, or a part grown from the one whose outputs weigh most by adding the most strongly linked."""
+    """Models that are drawn: all, or a part grown from the most used one by adding the most strongly linked."""
     names = [m["name"] for m in audit["models"]]
     if len(names) <= DRAWN:
         return names
@@ -68,8 +68,10 @@ def left_out(audit: words.Audit) -> str | None:
         return None
     inside = sum(e["consumer"] in part and (e["producer"] is None or e["producer"] in part) for e in audit["edges"])
     return (
-        f"Drawn are {len(part)} of {total:,} models, a strongly linked part, and {inside:,} of {len(audit['edges']):,} data flows. "
-        f"The box in the middle stands for the other {total - len(part):,} models: its arrows sum what the drawn models receive "
+        f"Drawn are {len(part)} of {total:,} models, a strongly linked part, and {inside:,} of "
+        f"{len(audit['edges']):,} data flows. "
+        f"The box in the middle stands for the other {total - len(part):,} models: its arrows sum what the "
+        f"drawn models receive "
         "from them. What the others receive is not drawn."
     )
 
@@ -84,9 +86,21 @@ def _flows(audit: words.Audit, part: set[str]) -> list[_Flow]:
         if producer is not None and producer not in part:
             summed[consumer, kind] = summed.get((consumer, kind), 0.0) + weight
             continue
-        flows.append(_Flow(consumer, producer, kind, weight, describe(edge, names), words.number(weight, 2), words.clean(edge.get("data") or "", 18)))
+        flows.append(
+            _Flow(
+                consumer,
+                producer,
+                kind,
+                weight,
+                describe(edge, names),
+                words.number(weight, 2),
+                words.clean(edge.get("data") or "", 18),
+            )
+        )
     for (consumer, kind), weight in summed.items():
-        title = f"{words.number(weight)} of {names[consumer]}’s training data: {KINDS.get(kind, kind)} of models not drawn"
+        title = (
+            f"{words.number(weight)} of {names[consumer]}’s training data: {KINDS.get(kind, kind)} of models not drawn"
+        )
         flows.append(_Flow(consumer, OTHERS, kind, weight, title, words.number(weight, 2)))
     return flows
 
@@ -110,7 +124,9 @@ def _text_width(text: str, size: float = 14) -> float:
     return sum(size if unicodedata.east_asian_width(ch) in "WF" else 0.58 * size for ch in text)
 
 
-def _boxes(part: list[str], names: Mapping[str, str], others: int) -> tuple[dict[Any, Box], dict[Any, str], dict[Any, float]]:
+def _boxes(
+    part: list[str], names: Mapping[str, str], others: int
+) -> tuple[dict[Any, Box], dict[Any, str], dict[Any, float]]:
     """Boxes, their captions, and the direction that points outwards from each."""
     longest = 24 if len(part) <= 3 else 13
     captions: dict[Any, str] = {name: words.clean(names[name], longest) for name in part}
@@ -135,11 +151,14 @@ def _boxes(part: list[str], names: Mapping[str, str], others: int) -> tuple[dict
     return boxes, captions, outward
 
 
-def _draw(flows: list[_Flow], boxes: Mapping[Any, Box], outward: Mapping[Any, float]) -> tuple[list[tuple[_Flow, Arrow]], list[tuple[_Flow, Box]]]:
+def _draw(
+    flows: list[_Flow], boxes: Mapping[Any, Box], outward: Mapping[Any, float]
+) -> tuple[list[tuple[_Flow, Arrow]], list[tuple[_Flow, Box]]]:
     """Arrows of all flows, and the squares of real data."""
     arrows, squares = [], []
     slots: dict[tuple[Any, Any], int] = {}
     few = len(boxes) <= 3
+    bows: dict[frozenset[Any], int] = {}
     for flow in sorted(flows, key=lambda f: -f.weight):
         slot = slots.get((flow.consumer, flow.producer), 0)
         slots[flow.consumer, flow.producer] = slot + 1
@@ -157,9 +176,20 @@ def _draw(flows: list[_Flow], boxes: Mapping[Any, Box], outward: Mapping[Any, fl
             arrows.append((flow, arrow(loop(box, angle, (52 if few else 34) + 30 * slot), box, box, width)))
         else:
             source = boxes[flow.producer]
-            bend = (30 if few else 16) + (34 if few else 18) * slot
+            if few:
+                bend = 30.0 + 34 * slot
+            else:
+                both = frozenset((flow.producer, flow.consumer))
+                bows[both] = bows.get(both, -1) + 1
+                bend = (14 + 20 * bows[both]) * _inward((source.x, source.y), (box.x, box.y))
             arrows.append((flow, arrow(between((source.x, source.y), (box.x, box.y), bend), source, box, width)))
     return arrows, squares
+
+
+def _inward(start: Point, end: Point) -> int:
+    """The side of a chord of the ring on which the centre lies: 1 for its right, −1 for its left."""
+    turn = start[0] * end[1] - start[1] * end[0]
+    return 1 if turn >= 0 else -1
 
 
 def _stroke(weight: float) -> float:
@@ -175,7 +205,7 @@ def svg(audit: words.Audit, colours: Mapping[str, str] | None = None) -> str:
 
     Args:
         audit: The contents of audit.json.
-        colours: A palette of :mod:`crossfeed.report.theme` for a file that stands alone; None uses the page's CSS variables.
+        colours: A palette of :mod:`crossfeed.report.theme` for a file of its own; None uses the page's variables.
 
     Returns:
         An SVG element.
@@ -198,13 +228,16 @@ def svg(audit: words.Audit, colours: Mapping[str, str] | None = None) -> str:
         opacity = "" if len(part) <= 4 else ' opacity="0.82"'
         body.append(
             f"<g{opacity}><title>{escape(flow.title)}</title>"
-            f'<polyline points="{" ".join(map(_pair, drawn.line))}" fill="none" stroke="{tone}" stroke-width="{width:.1f}"{dash}/>'
+            f'<polyline points="{" ".join(map(_pair, drawn.line))}" fill="none" stroke="{tone}" '
+            f'stroke-width="{width:.1f}"{dash}/>'
             f'<polygon points="{" ".join(map(_pair, drawn.head))}" fill="{tone}"/></g>'
         )
     for flow, square in squares:
         body.append(
-            f'<g><title>{escape(flow.title)}</title><rect x="{square.x - 9:.1f}" y="{square.y - 9:.1f}" width="18" height="18" rx="2" '
-            f'fill="{colour("page")}" stroke="{colour("real")}" stroke-width="2"/><path d="M{square.x - 5:.1f} {square.y - 3:.1f}h10m-10 3.2h10m-10 3.2h10" '
+            f'<g><title>{escape(flow.title)}</title><rect x="{square.x - 9:.1f}" y="{square.y - 9:.1f}" '
+            f'width="18" height="18" rx="2" '
+            f'fill="{colour("page")}" stroke="{colour("real")}" stroke-width="2"/><path d="M{square.x - 5:.1f} '
+            f'{square.y - 3:.1f}h10m-10 3.2h10m-10 3.2h10" '
             f'stroke="{colour("real")}" stroke-width="1.4"/></g>'
         )
         if len(part) <= 6 and flow.data:
@@ -215,15 +248,25 @@ def svg(audit: words.Audit, colours: Mapping[str, str] | None = None) -> str:
         title = escape(captions[key] if key is OTHERS else names[key])
         dash = ' stroke-dasharray="4 3"' if key is OTHERS else ""
         body.append(
-            f'<g><title>{title}</title><rect x="{box.x - box.half_width:.1f}" y="{box.y - box.half_height:.1f}" width="{2 * box.half_width:.1f}" '
-            f'height="{2 * box.half_height:.1f}" rx="{box.half_height:.1f}" fill="{colour("panel")}" stroke="{colour("ink")}" stroke-width="1.4"{dash}/>'
+            f'<g><title>{title}</title><rect x="{box.x - box.half_width:.1f}" y="{box.y - box.half_height:.1f}" '
+            f'width="{2 * box.half_width:.1f}" '
+            f'height="{2 * box.half_height:.1f}" rx="{box.half_height:.1f}" fill="{colour("panel")}" '
+            f'stroke="{colour("ink")}" stroke-width="1.4"{dash}/>'
             f"{_label(box.x, box.y + 5, captions[key], 14, colour('ink'), BOLD)}</g>"
         )
     if len(part) <= 3:
-        body += [_label(a.label[0], a.label[1] + 4, f.label, 12, colour("ink"), halo) for f, a in arrows if not (f.producer is None and f.data)]
+        body += [
+            _label(a.label[0], a.label[1] + 4, f.label, 12, colour("ink"), halo)
+            for f, a in arrows
+            if not (f.producer is None and f.data)
+        ]
     points = [p for _, a in arrows for p in (*a.line, *a.head)]
     corners = [(b.x + s * b.half_width, b.y + s * b.half_height) for b in boxes.values() for s in (-1, 1)]
-    corners += [(s.x + d * (_text_width(f.data + " 0.00", 12) / 2 if len(part) <= 6 else 12), s.y + d * 28) for f, s in squares for d in (-1, 1)]
+    corners += [
+        (s.x + d * (_text_width(f.data + " 0.00", 12) / 2 if len(part) <= 6 else 12), s.y + d * 28)
+        for f, s in squares
+        for d in (-1, 1)
+    ]
     xs, ys = zip(*(points + corners), strict=True)
     left, top, right, bottom = min(xs) - 16, min(ys) - 16, max(xs) + 16, max(ys) + 16
     key = [k for k in KINDS if any(f.kind == k for f in flows)]
@@ -234,18 +277,29 @@ def svg(audit: words.Audit, colours: Mapping[str, str] | None = None) -> str:
         y, x = bottom + 12 + 21 * position, centre - wide / 2
         dash = f' stroke-dasharray="{DASH[kind]}"' if DASH[kind] else ""
         body.append(f'<path d="M{x:.1f} {y:.1f}h30" stroke="{colour(kind)}" stroke-width="4"{dash}/>')
-        body.append(f'<text x="{x + 40:.1f}" y="{y + 4:.1f}" font-size="12.5" fill="{colour("ink")}">{KINDS[kind]}</text>')
+        body.append(
+            f'<text x="{x + 40:.1f}" y="{y + 4:.1f}" font-size="12.5" fill="{colour("ink")}">{KINDS[kind]}</text>'
+        )
     bottom += 21 * len(key) + 8
     width, height = right - left, bottom - top
-    ground = "" if colours is None else f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colours["page"]}"/>'
-    size = f'width="{width:.0f}" height="{height:.0f}"'
+    ground = (
+        ""
+        if colours is None
+        else f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colours["page"]}"/>'
+    )
+    grow = max(1.0, min(1.4, 560 / width))
+    size = f'class="graph{" wide" if width > 520 else ""}" width="{grow * width:.0f}" height="{grow * height:.0f}"'
     shown = words.plural(len(part), "model")
     about = f"Data-flow graph of {shown} and {words.plural(len(flows), 'data flow')}; the table below lists them."
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="graph" viewBox="{left:.1f} {top:.1f} {width:.1f} {height:.1f}" {size} role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left:.1f} {top:.1f} {width:.1f} {height:.1f}" '
+        f'{size} role="img" '
         f'aria-label="{escape(about)}" font-family="{escape(FONT)}">{ground}{"".join(body)}</svg>'
     )
 
 
 def _label(x: float, y: float, text: str, size: float, tone: str, more: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" text-anchor="middle" fill="{tone}" {more}>{escape(text)}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" text-anchor="middle" fill="{tone}" '
+        f"{more}>{escape(text)}</text>"
+    )

@@ -31,7 +31,11 @@ def stability(audit: words.Audit) -> list[Panel]:
     for position, row in enumerate(rows):
         row["zero"] = 0
         row["state"] = "settles" if row["value"] < 1 else "does not settle"
-        row["what"] = row["what"] if [r["what"] for r in rows].index(row["what"]) == position else f"{row['what']} #{position + 1}"
+        row["what"] = (
+            row["what"]
+            if [r["what"] for r in rows].index(row["what"]) == position
+            else f"{row['what']} #{position + 1}"
+        )
     colours = {"local: near the stable point": "first", "global: worst case": "fourth", "observed": "sixth"}
     colours = {k: v for k, v in colours.items() if any(r["kind"] == k for r in rows)}
     order = [r["what"] for r in rows]
@@ -47,11 +51,13 @@ def stability(audit: words.Audit) -> list[Panel]:
         },
     }
     alt = "Growth of a disturbance per round: " + "; ".join(f"{r['what']} {words.number(r['value'])}" for r in rows[:8])
-    return [Panel("Growth per round", alt, view(rows, max(70, 32 * len(rows)), layer=[bars, rule("x", 1, colour="ink")]))]
+    return [
+        Panel("Growth per round", alt, view(rows, max(70, 32 * len(rows)), layer=[bars, rule("x", 1, colour="ink")]))
+    ]
 
 
 def finite_samples(audit: words.Audit, most: int = 16) -> list[Panel]:
-    """Where alignment lies from round to round when each round draws n samples: mean and spread around J at the stable point."""
+    """Mean and spread of alignment from round to round with n samples a round, beside J at the stable point."""
     found = audit.get("finite_samples") or {}
     if not found.get("available"):
         return []
@@ -74,15 +80,37 @@ def finite_samples(audit: words.Audit, most: int = 16) -> list[Panel]:
     kept = sorted(rows, key=lambda r: -r["std"])[:most]
     rows = [r for r in rows if r in kept]
     scale = {"domain": padded([r[k] for r in rows for k in ("lo", "hi", "exact")]), "zero": False}
-    hints = tooltip(model="Model", exact="Infinite samples #", mean="Mean with n samples #", std="Round-to-round deviation #")
+    hints = tooltip(
+        model="Model", exact="Infinite samples #", mean="Mean with n samples #", std="Round-to-round deviation #"
+    )
     layers: list[Spec] = [
-        {"mark": {"type": "bar", "height": 9, "cornerRadius": 4, "color": token("up")}, "encoding": {"x": quantity("lo", "alignment", scale=scale), "x2": {"field": "hi"}, "tooltip": hints}},
-        {"mark": {"type": "tick", "thickness": 3, "size": 20, "color": token("up-strong")}, "encoding": {"x": quantity("mean", None, scale=scale), "tooltip": hints}},
-        {"mark": {"type": "point", "shape": "diamond", "filled": True, "size": 70, "opacity": 1, "color": token("ink")}, "encoding": {"x": quantity("exact", None, scale=scale), "tooltip": hints}},
+        {
+            "mark": {"type": "bar", "height": 9, "cornerRadius": 4, "color": token("up")},
+            "encoding": {"x": quantity("lo", "alignment", scale=scale), "x2": {"field": "hi"}, "tooltip": hints},
+        },
+        {
+            "mark": {"type": "tick", "thickness": 3, "size": 20, "color": token("up-strong")},
+            "encoding": {"x": quantity("mean", "alignment", scale=scale), "tooltip": hints},
+        },
+        {
+            "mark": {
+                "type": "point",
+                "shape": "diamond",
+                "filled": True,
+                "size": 70,
+                "opacity": 1,
+                "color": token("ink"),
+            },
+            "encoding": {"x": quantity("exact", "alignment", scale=scale), "tooltip": hints},
+        },
     ]
     encoding = {"y": category("model", [r["model"] for r in rows], axis={"grid": True})}
-    alt = "Alignment with finite samples: " + "; ".join(f"{r['model']} {words.number(r['mean'])} ± {words.number(r['std'])}" for r in rows[:8])
-    return [Panel("Spread from round to round", alt, view(rows, max(70, 34 * len(rows)), layer=layers, encoding=encoding))]
+    alt = "Alignment with finite samples: " + "; ".join(
+        f"{r['model']} {words.number(r['mean'])} ± {words.number(r['std'])}" for r in rows[:8]
+    )
+    return [
+        Panel("Spread from round to round", alt, view(rows, max(70, 34 * len(rows)), layer=layers, encoding=encoding))
+    ]
 
 
 def alignment(audit: words.Audit) -> list[Panel]:
@@ -117,31 +145,75 @@ def _over_rounds(audit: words.Audit, key: str, title: str, axis: str, log: bool)
     named = sorted(sorted(lines, key=lambda k: -abs(lines[k][-1][1] - lines[k][0][1]))[:LINES])
     y_scale: Spec = {"type": "log"} if log else {"zero": False}
     y = quantity("value", axis, scale=y_scale, axis={"values": _decades(lines.values())} if log else {"tickCount": 5})
-    x = quantity("round", "round", scale={"nice": False, "domain": [rounds[0], rounds[-1] or 1]}, axis={"grid": False, "tickMinStep": 1})
+    x = quantity(
+        "round",
+        "round",
+        scale={"nice": False, "domain": [rounds[0], rounds[-1] or 1]},
+        axis={"grid": False, "tickMinStep": 1},
+    )
     layers: list[Spec] = []
     others = [k for k in lines if k not in named]
     if len(lines) > MANY:
-        band = [_quantiles(t, sorted(v for line in lines.values() for s, v in line if s == t)) for t in (s for s, _ in next(iter(lines.values())))]
-        ends = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}}
-        ends["tooltip"] = tooltip(round="Round #", low="10 % of models lie below #", middle="Median #", high="10 % lie above #")
-        layers.append({"data": {"values": band}, "mark": {"type": "area", "opacity": 0.25, "color": token("sixth")}, "encoding": ends})
-        middle = {"x": x, "y": {**y, "field": "middle"}}
-        layers.append({"data": {"values": band}, "mark": {"type": "line", "color": token("sixth"), "strokeWidth": 1.5}, "encoding": middle})
+        columns: dict[float, list[float]] = {}
+        for line in lines.values():
+            for t, v in line:
+                columns.setdefault(t, []).append(v)
+        band = [_quantiles(t, sorted(columns[t])) for t in sorted(columns)]
+        ends: Spec = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}}
+        ends["tooltip"] = tooltip(
+            round="Round #", low="10 % of models lie below #", middle="Median #", high="10 % lie above #"
+        )
+        layers.append(
+            {
+                "data": {"values": band},
+                "mark": {"type": "area", "opacity": 0.25, "color": token("sixth")},
+                "encoding": ends,
+            }
+        )
+        middle: Spec = {"x": x, "y": {**y, "field": "middle"}}
+        layers.append(
+            {
+                "data": {"values": band},
+                "mark": {"type": "line", "color": token("sixth"), "strokeWidth": 1.5},
+                "encoding": middle,
+            }
+        )
     elif others:
         grey = [{"round": t, "value": v, "model": names[k]} for k in others for t, v in lines[k]]
-        quiet = {"x": x, "y": y, "detail": {"field": "model", "type": "nominal"}, "tooltip": tooltip(model="Model", round="Round #", value=f"{axis} #")}
-        layers.append({"data": {"values": grey}, "mark": {"type": "line", "color": token("line"), "strokeWidth": 1.3}, "encoding": quiet})
+        quiet = {
+            "x": x,
+            "y": y,
+            "detail": {"field": "model", "type": "nominal"},
+            "tooltip": tooltip(model="Model", round="Round #", value=f"{axis} #"),
+        }
+        layers.append(
+            {
+                "data": {"values": grey},
+                "mark": {"type": "line", "color": token("line"), "strokeWidth": 1.3},
+                "encoding": quiet,
+            }
+        )
     rows = [{"round": t, "value": float(f"{v:.5g}"), "model": names[k]} for k in named for t, v in lines[k]]
     domain = [names[k] for k in named]
     strong = {
         "x": x,
         "y": y,
-        "color": palette(dict(zip(domain, SERIES, strict=False)), field="model", legend={"columns": 3, "symbolType": "stroke"}),
-        "strokeDash": {"field": "model", "type": "nominal", "scale": {"domain": domain, "range": list(DASHES[: len(domain)])}, "sort": None, "title": None},
+        "color": palette(
+            dict(zip(domain, SERIES, strict=False)), field="model", legend={"columns": 3, "symbolType": "stroke"}
+        ),
+        "strokeDash": {
+            "field": "model",
+            "type": "nominal",
+            "scale": {"domain": domain, "range": list(DASHES[: len(domain)])},
+            "sort": None,
+            "title": None,
+        },
         "tooltip": tooltip(model="Model", round="Round #", value=f"{axis} #"),
     }
     layers.append({"mark": {"type": "line", "strokeWidth": 2.2}, "encoding": strong})
-    alt = f"{title}: " + "; ".join(f"{names[k]} from {words.number(lines[k][0][1])} to {words.number(lines[k][-1][1])}" for k in named)
+    alt = f"{title}: " + "; ".join(
+        f"{names[k]} from {words.number(lines[k][0][1])} to {words.number(lines[k][-1][1])}" for k in named
+    )
     return [Panel(title, alt, view(rows, 240, layer=layers))]
 
 

@@ -12,7 +12,10 @@ from crossfeed.report.words import VERDICTS
 Spec = dict[str, Any]
 MANY = 30
 """Above this many models, charts show summaries and the strongest parts."""
-PLAIN = "datum.value != 0 && (abs(datum.value) < 1e-4 || abs(datum.value) >= 1e6) ? format(datum.value, '.2~e') : datum.label"
+PLAIN = (
+    "datum.value != 0 && (abs(datum.value) < 1e-4 || abs(datum.value) >= 1e6) ? format(datum.value, '.2~e') "
+    ": datum.label"
+)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,11 @@ from crossfeed.report import words
 from crossfeed.report.marks import Panel, Spec, category, padded, palette, quantity, rule, tooltip, view
 from crossfeed.report.theme import token
 
-BOUNDS = {"safe by the paper’s bound": "fourth", "safe by the sharp bound": "third", "safe given the actual turn": "first"}
+BOUNDS = {
+    "safe by the paper’s bound": "fourth",
+    "safe by the sharp bound": "third",
+    "safe given the actual turn": "first",
+}
 
 
 def direction(audit: words.Audit, most: int = 16) -> list[Panel]:
@@ -53,12 +57,23 @@ def direction(audit: words.Audit, most: int = 16) -> list[Panel]:
         },
         rule("x", 0),
         {
-            "mark": {"type": "point", "filled": True, "size": 130, "opacity": 1, "color": token("ink"), "stroke": token("page")},
+            "mark": {
+                "type": "point",
+                "filled": True,
+                "size": 130,
+                "opacity": 1,
+                "color": token("ink"),
+                "stroke": token("page"),
+            },
             "encoding": {
                 **shared,
-                "x": quantity("rho", None, scale=scale),
+                "x": quantity("rho", "ρ: direction of alignment", scale=scale),
                 "tooltip": tooltip(
-                    model="Model", rho="ρ #", angle="The ecosystem turns the push by (degrees) #", flip="Flips after a turn of (degrees) #", sure="Sign"
+                    model="Model",
+                    rho="ρ #",
+                    angle="The ecosystem turns the push by (degrees) #",
+                    flip="Flips after a turn of (degrees) #",
+                    sure="Sign",
                 ),
             },
         },
@@ -67,7 +82,9 @@ def direction(audit: words.Audit, most: int = 16) -> list[Panel]:
     return [Panel("Direction of alignment", alt, view(points, max(84, 52 * len(order)), layer=layers))]
 
 
-def _ranked(items: Sequence[Mapping[str, Any]], most: int, names: Mapping[str, str], values: Mapping[tuple[str, str], float]) -> list[Any]:
+def _ranked(
+    items: Sequence[Mapping[str, Any]], most: int, names: Mapping[str, str], values: Mapping[tuple[str, str], float]
+) -> list[Any]:
     """Pairs (affected, intervened) with their items: pairs of negative influence first, then the strongest."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for item in items:
@@ -88,7 +105,9 @@ def _influences(audit: words.Audit) -> dict[tuple[str, str], float]:
     if not audit.get("influence"):
         return {}
     position = {model["name"]: k for k, model in enumerate(audit["models"])}
-    pairs = {(item["affected"], item["intervened"]) for key in ("walks", "edge_attribution") for item in audit.get(key) or []}
+    pairs = {
+        (item["affected"], item["intervened"]) for key in ("walks", "edge_attribution") for item in audit.get(key) or []
+    }
     values = {}
     for affected, intervened in pairs:
         if affected in position and intervened in position:
@@ -98,6 +117,12 @@ def _influences(audit: words.Audit) -> dict[tuple[str, str], float]:
     return values
 
 
+def route(path: Sequence[str], names: Mapping[str, str]) -> str:
+    """A walk in words."""
+    shown = " → ".join(words.called(names, n) for n in path)
+    return shown if len(path) > 1 else f"{shown}, directly"
+
+
 def walks(audit: words.Audit, most: int = 6, longest: int = 10) -> list[Panel]:
     """How much of an influence travels along each path through the data-flow graph, one panel a pair."""
     names, panels = words.namer(audit), []
@@ -105,7 +130,7 @@ def walks(audit: words.Audit, most: int = 6, longest: int = 10) -> list[Panel]:
         item = group[0]
         parts = sorted((w for w in item["walks"] if w.get("value") is not None), key=lambda w: -abs(w["value"]))
         rows = [
-            {"path": words.clean(" → ".join(words.called(names, n) for n in w["path"]), 90), "value": w["value"], "zero": 0, "kind": "one path"}
+            {"path": words.clean(route(w["path"], names), 90), "value": w["value"], "zero": 0, "kind": "one path"}
             for w in parts[:longest]
         ]
         rest = (item.get("rest") or 0.0) + sum(w["value"] for w in parts[longest:])
@@ -151,21 +176,52 @@ def edges(audit: words.Audit, most: int = 6, longest: int = 12) -> list[Panel]:
                 flow = f"{words.called(names, item['producer'])} → {words.called(names, item['consumer'])}"
                 name = f"{flow} ({words.clean(item['name'], 30)})"
                 flips = item["with"] * item["without"] < 0
-                sign = "turns helpful without it" if flips and item["with"] < 0 else "turns harmful without it" if flips else "keeps its sign"
-                rows.append({"edge": name, "with": item["with"], "without": item["without"], "share": item.get("share"), "kind": sign})
+                sign = (
+                    "turns helpful without it"
+                    if flips and item["with"] < 0
+                    else "turns harmful without it"
+                    if flips
+                    else "keeps its sign"
+                )
+                rows.append(
+                    {
+                        "edge": name,
+                        "with": item["with"],
+                        "without": item["without"],
+                        "share": item.get("share"),
+                        "kind": sign,
+                    }
+                )
         if not rows:
             continue
         order = list(dict.fromkeys(r["edge"] for r in rows))
-        colours = {"keeps its sign": "sixth", "turns helpful without it": "helps", "turns harmful without it": "backfires"}
+        colours = {
+            "keeps its sign": "sixth",
+            "turns helpful without it": "helps",
+            "turns harmful without it": "backfires",
+        }
         colours = {k: v for k, v in colours.items() if any(r["kind"] == k for r in rows)}
         scale = {"domain": padded([r[k] for r in rows for k in ("with", "without")], [0.0])}
-        hints = tooltip(edge="Data flow", **{"with": "Influence as it is #", "without": "Influence without this flow #"}, share="First-order share #")
+        hints = tooltip(
+            edge="Data flow",
+            **{"with": "Influence as it is #", "without": "Influence without this flow #"},
+            share="First-order share #",
+        )
         colour = palette(colours, legend={"columns": 1} if len(colours) > 1 else None)
         layers: list[Spec] = [
             rule("x", 0),
-            {"mark": {"type": "rule", "strokeWidth": 2.5}, "encoding": {"x": quantity("with", "influence", scale=scale), "x2": {"field": "without"}}},
-            {"mark": {"type": "tick", "thickness": 3, "size": 16}, "encoding": {"x": quantity("with", None, scale=scale)}},
-            {"mark": {"type": "point", "filled": True, "size": 90, "opacity": 1}, "encoding": {"x": quantity("without", None, scale=scale)}},
+            {
+                "mark": {"type": "rule", "strokeWidth": 2.5},
+                "encoding": {"x": quantity("with", "influence", scale=scale), "x2": {"field": "without"}},
+            },
+            {
+                "mark": {"type": "tick", "thickness": 3, "size": 16},
+                "encoding": {"x": quantity("with", "influence", scale=scale)},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
+                "encoding": {"x": quantity("without", "influence", scale=scale)},
+            },
         ]
         for layer in layers[1:]:
             layer["encoding"] |= {"y": category("edge", order, axis={"grid": True}), "color": colour, "tooltip": hints}
@@ -193,7 +249,9 @@ def contributions(audit: words.Audit, most: int = 6, longest: int = 12) -> list[
         encoding = {
             "y": category("label", order, scale={"paddingInner": 0.3}),
             "yOffset": {"field": "kind", "type": "nominal", "sort": list(kinds)},
-            "x": quantity("value", "contribution to self-influence", scale={"domain": padded([r["value"] for r in rows], [0.0])}),
+            "x": quantity(
+                "value", "contribution to self-influence", scale={"domain": padded([r["value"] for r in rows], [0.0])}
+            ),
             "x2": {"field": "zero"},
             "color": palette(kinds),
             "tooltip": tooltip(label="Direction", kind="Contribution", value="Value #"),

@@ -1,8 +1,9 @@
 """Colours and type of the report, for light and dark, and how a chart receives them.
 
-A chart names a colour by a token, ``token("helps")``. :func:`paint` replaces tokens by the colours of a palette; the page
-does the same in the browser when the reader's colour scheme changes. Tokens begin with a private-use character, which
-:func:`crossfeed.report.words.clean` removes from all text that comes from a spec, so no name can be mistaken for one.
+A chart names a colour by a token, ``token("helps")``. :func:`paint` replaces tokens by the colours of a palette; the
+page does the same in the browser when the reader's colour scheme changes. Tokens begin with a private-use character,
+which :func:`crossfeed.report.words.clean` removes from all text that comes from a spec, so that no name can be
+mistaken for one.
 
 Blue and orange stay apart under every common colour blindness; each verdict also has a symbol and a word.
 """

@@ -5,6 +5,7 @@ Everything that comes from a spec passes through :func:`clean` before it is show
 
 from __future__ import annotations
 
+import heapq
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,10 @@ Audit = Mapping[str, Any]
 MINUS = "\u2212"
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # What a terminal obeys: CSI … final byte, OSC/DCS/SOS/PM/APC … string terminator, and two-byte sequences.
-ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[ -/]*[0-~]?")
+ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ "
+    r"-/]*[@-~]|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[ -/]*[0-~]?"
+)
 BIDI = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029\ufeff")
 
 
@@ -56,7 +60,11 @@ def number(value: float | None, digits: int = 3, sign: bool = False, minus: str 
     size = abs(value)
     if size >= 1e6 or size < 1e-4:
         mantissa, exponent = f"{size:.{digits - 1}e}".split("e")
-        body = f"{mantissa}×10{str(int(exponent)).translate(SUPERSCRIPT)}" if minus == MINUS else f"{mantissa}e{int(exponent)}"
+        body = (
+            f"{mantissa}×10{str(int(exponent)).translate(SUPERSCRIPT)}"
+            if minus == MINUS
+            else f"{mantissa}e{int(exponent)}"
+        )
     else:
         body = f"{float(f'{size:.{digits}g}'):,.10f}".rstrip("0").rstrip(".")
     return (minus if value < 0 else "+" if sign else "") + body
@@ -114,31 +122,46 @@ class Clause:
 
 
 SELF = {
-    "helps": "helps {name} itself",
-    "dampened": "helps {name} itself, but less than it would if the other models stood still",
-    "no effect": "does nothing for {name} itself",
-    "backfires": "backfires: it harms {name} itself",
+    "helps": ("helps", " {name} itself"),
+    "dampened": ("helps", " {name} itself, though less than it would if the others stood still"),
+    "no effect": ("does nothing", " for {name} itself"),
+    "backfires": ("backfires", ": it harms {name} itself"),
 }
-OTHERS = {"helps": "helps", "dampened": "helps a little, but less than its direct effect,", "no effect": "leaves unchanged", "backfires": "harms"}
+OTHERS = {
+    "helps": ("helps", " {names}"),
+    "dampened": ("helps", " {names}, though less than its direct effect"),
+    "no effect": ("leaves", " {names} unchanged"),
+    "backfires": ("harms", " {names}"),
+}
+CROWDED = 4
 
 
-def raising(audit: Audit, i: int, names: Sequence[str] | None = None, most: int = 4) -> list[Clause]:
-    """What raising model ``i``'s curation does, as a sentence of clauses."""
+def raising(audit: Audit, i: int, names: Sequence[str] | None = None) -> list[Clause]:
+    """What raising model ``i``'s curation does, as a sentence of clauses.
+
+    Among more than :data:`CROWDED` models, dampened help to others counts as help, and unchanged others go unsaid.
+    """
     names = names or labels(audit)
     column = [row[i] for row in verdicts(audit)]
-    clauses = [Clause(f"Raising {names[i]}’s curation ")]
-    if column[i]:
-        clauses.append(Clause(SELF[column[i]].format(name=names[i]), column[i]))
     values = [row[i] for row in audit["influence"]["matrix"]]
+    crowded, most = len(names) > CROWDED, 4 if len(names) <= 12 else 2
+    verb, rest = SELF.get(column[i] or "", ("does nothing known", " to {name} itself"))
+    clauses = [Clause(f"Raising {names[i]}’s curation "), Clause(verb, column[i]), Clause(rest.format(name=names[i]))]
+    if crowded:
+        column = ["helps" if v == "dampened" else None if v == "no effect" else v for v in column]
     groups = []
     for verdict in ("backfires", "helps", "dampened", "no effect"):
-        members = sorted((k for k, v in enumerate(column) if v == verdict and k != i), key=lambda k: -abs(values[k] or 0))
+        members = sorted(
+            (k for k, v in enumerate(column) if v == verdict and k != i), key=lambda k: -abs(values[k] or 0)
+        )
         if members:
-            shown = [names[k] for k in members[:most]]
             more = [f"{len(members) - most:,} more"] if len(members) > most else []
-            groups.append(Clause(f"{OTHERS[verdict]} {join(shown + more)}", verdict))
-    for position, clause in enumerate(groups):
-        clauses += [Clause("; it " if position == 0 else " and " if position == len(groups) - 1 else ", "), clause]
+            verb, rest = OTHERS[verdict]
+            groups.append(
+                (Clause(verb, verdict), Clause(rest.format(names=join([*(names[k] for k in members[:most]), *more]))))
+            )
+    for position, group in enumerate(groups):
+        clauses += [Clause("; it " if position == 0 else ", and " if position == len(groups) - 1 else ", "), *group]
     return [*clauses, Clause(".")]
 
 
@@ -157,7 +180,10 @@ def bottom_line(audit: Audit) -> str:
         shown = [names[i] for i in members[:3]]
         return join([*shown, f"{len(members) - 3:,} more"] if len(members) > 3 else shown)
 
-    bad = [i for i in columns if own[i] == "backfires"]
+    bad = sorted((i for i in columns if own[i] == "backfires"), key=lambda i: influence["matrix"][i][i] or 0.0)
+    if len(bad) > 3:
+        which = f"{len(bad):,} of {len(columns):,} models, most for {names[bad[0]]}"
+        return f"More curation backfires for {which}: the models it is spent on end up less aligned."
     if bad:
         return f"More curation backfires for {some(bad)}: the model it is spent on ends up less aligned."
     weak = [i for i in columns if own[i] == "dampened"]
@@ -176,7 +202,9 @@ def bottom_line(audit: Audit) -> str:
     sources = list(dict.fromkeys(i for _, i in harmed))
     if len(harmed) == 1:
         return f"{first}, but raising {names[harmed[0][1]]}’s curation harms {names[harmed[0][0]]}."
-    return f"{first}, but it harms other models: {plural(len(harmed), 'pair')}, through the curation of {some(sources)}."
+    return (
+        f"{first}, but it harms other models: {plural(len(harmed), 'pair')}, through the curation of {some(sources)}."
+    )
 
 
 CHANGE = {"helps": "rises", "dampened": "rises", "backfires": "falls", "no effect": "stays"}
@@ -197,8 +225,8 @@ def changed(audit: Audit, change: Mapping[str, Any], most: int = 4) -> list[Clau
     for position, (_, k, before, after) in enumerate(pairs[:most]):
         verdict = (change.get("verdict") or [None] * len(names))[k]
         verb = CHANGE.get(verdict or "", "rises" if after > before else "falls" if after < before else "stays")
-        verb = "stays at" if verb == "stays" else f"{verb} from {number(before)} to"
-        clauses += [Clause("; " if position else ""), Clause(f"{names[k]} {verb} {number(after)}", verdict)]
+        tail = f" at {number(after)}" if verb == "stays" else f" from {number(before)} to {number(after)}"
+        clauses += [Clause(f"{'; ' if position else ''}{names[k]} "), Clause(verb, verdict), Clause(tail)]
     rest = len(pairs) - most
     return [*clauses, Clause(f"; {rest:,} others move less." if rest > 0 else ".")]
 
@@ -218,10 +246,15 @@ def settles(audit: Audit) -> str:
         return result + "."
     radius = local[0]["radius"]
     if not local[0]["stable"]:
-        return f"{result}, but retraining moves away from it: each round multiplies a small disturbance by {number(radius)}."
+        return (
+            f"{result}, but retraining moves away from it: each round multiplies a small disturbance by "
+            f"{number(radius)}."
+        )
     half = local[0].get("rounds_to_halve")
     tail = f", so it halves in about {plural(max(1, round(half)), 'round')}" if half else ""
-    return f"{result}, and retraining returns to it: each round multiplies a small disturbance by {number(radius)}{tail}."
+    return (
+        f"{result}, and retraining returns to it: each round multiplies a small disturbance by {number(radius)}{tail}."
+    )
 
 
 def verdict_counts(audit: Audit) -> tuple[dict[str, int], dict[str, int]]:
@@ -243,6 +276,4 @@ def strongest_pairs(audit: Audit, most: int, cross: bool = True) -> list[tuple[i
         for i, value in enumerate(row)
         if value is not None and not (cross and k == i)
     ]
-    import heapq
-
     return [(k, i) for _, k, i in heapq.nlargest(most, pairs)]

@@ -1,0 +1,411 @@
+"""What fits the space: kinds of data, rewards and families, and the shape of every array."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from crossfeed.describe import schema as s
+from crossfeed.describe.files import check_file
+from crossfeed.describe.wording import Complaint, Loc, known, parts, shape_text, short
+from crossfeed.errors import DataError
+
+FAMILIES = {
+    "outcomes": ("categorical", "loglinear"),
+    "images": ("categorical", "loglinear"),
+    "vectors": ("gaussian_mean", "gaussian"),
+    "regression": ("linear_gaussian",),
+}
+DATA = {
+    "outcomes": ("rows", "distribution"),
+    "images": ("images", "distribution"),
+    "vectors": ("rows", "moments"),
+    "regression": ("pairs", "teacher"),
+}
+REWARDS = {
+    "outcomes": ("table", "linear", "quadratic", "callable"),
+    "images": ("hue_band", "table", "callable"),
+    "vectors": ("linear", "quadratic", "callable"),
+    "regression": ("linear", "quadratic", "callable"),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The space in numbers; None where it has no such number or it is not known before a file is read."""
+
+    kind: str
+    size: int | None = None
+    labels: tuple[str, ...] | None = None
+    dim: int | None = None
+    inputs: int = 0
+    outputs: int = 0
+
+
+def layout_of(space: s.Space) -> tuple[Layout | None, list[Complaint]]:
+    """The space's numbers, None when it contradicts itself; ``dim`` of outcomes is that of their coordinates."""
+    if isinstance(space, s.Vectors):
+        return Layout("vectors", dim=space.dim), []
+    if isinstance(space, s.Regression):
+        return Layout("regression", inputs=space.inputs, outputs=space.outputs), []
+    found = _images(space) if isinstance(space, s.Images) else _outcomes(space)
+    if found or isinstance(space, s.Images):
+        return (None if found else Layout("images")), found
+    sizes = [space.count, *(len(x) for x in (space.labels, space.coordinates) if x is not None)]
+    size = next(n for n in sizes if n is not None)
+    dim = None if space.coordinates is None else space.coordinates.shape[1]
+    return Layout("outcomes", size, None if space.labels is None else tuple(space.labels), dim), []
+
+
+def _outcomes(space: s.Outcomes) -> list[Complaint]:
+    coordinates, labels = space.coordinates, space.labels
+    if coordinates is not None and (coordinates.ndim != 2 or coordinates.shape[0] < 2 or coordinates.shape[1] < 1):
+        return [_shape(("space", "coordinates"), coordinates, "(outcomes, c), one row an outcome, 2 rows or more")]
+    if labels is not None:
+        twice = _twice(labels)
+        if twice is not None:
+            return [
+                Complaint(("space", "labels", twice), f"found {short(labels[twice])} twice", "need each label once")
+            ]
+        if len(labels) < 2:
+            return [Complaint(("space", "labels"), f"found {short(labels)}", "need 2 labels or more")]
+    numbers = {
+        key: len(x) if not isinstance(x, int) else x
+        for key, x in (("count", space.count), ("labels", labels), ("coordinates", coordinates))
+        if x is not None
+    }
+    if not numbers:
+        need = "need `count`, `labels` or `coordinates`"
+        return [Complaint(("space",), "found a set of outcomes of unknown size", need)]
+    (first, number), *others = numbers.items()
+    for key, other in others:
+        if other != number:
+            return [
+                Complaint(
+                    ("space", key),
+                    f"found {other:,} {key} and {first} of {number:,}",
+                    "need the same number of outcomes",
+                )
+            ]
+    return []
+
+
+def _images(space: s.Images) -> list[Complaint]:
+    from crossfeed.describe.photographs import SAMPLES
+
+    loc: Loc = ("space", "file")
+    if space.file.startswith("sample:"):
+        samples = [f"sample:{path.stem}" for path in sorted(SAMPLES.glob("*.parquet"))]
+        return [] if space.file in samples else [Complaint(loc, f"found {space.file}", known(samples, space.file))]
+    if Path(space.file).suffix not in (".parquet", ".npy", ".npz"):
+        return [Complaint(loc, f"found {short(space.file)}", "need a .parquet, .npy or .npz file, or sample:cifar10")]
+    try:
+        check_file(Path(space.file).expanduser(), space.file)
+    except DataError as error:
+        return [Complaint(loc, *parts(str(error)))]
+    return []
+
+
+# --- data, domains, rewards -----------------------------------------------------------------------------------------
+
+
+def data_complaints(loc: Loc, data: s.Data, space: s.Space, at: Layout) -> list[Complaint]:
+    """What is wrong with one data set."""
+    if data.kind not in DATA[at.kind]:
+        return [_misfit((*loc, "kind"), data.kind, at, DATA[at.kind])]
+    if isinstance(data, s.RowsData):
+        return _rows((*loc, "rows"), data.rows, at)
+    if isinstance(data, s.DistributionData):
+        return _masses((*loc, "weights"), data.weights, at.size, "(outcomes,)")
+    if isinstance(data, s.MomentsData) and at.dim is not None:
+        wrong = _vector((*loc, "mean"), data.mean, (at.dim,), "dim")
+        return [*wrong, *covariance((*loc, "cov"), data.cov, at.dim)]
+    if isinstance(data, s.ImagesData) and isinstance(space, s.Images) and data.labels is not None:
+        if space.label_column is None:
+            return [
+                Complaint((*loc, "labels"), "found labels to keep", "need `label_column` in `space`, or no labels here")
+            ]
+        if not data.labels or min(data.labels) < 0:
+            found = f"found {short(data.labels) if not data.labels else min(data.labels)}"
+            return [
+                Complaint((*loc, "labels"), found, "need one label or more, integers from 0; leave out to keep all")
+            ]
+    if isinstance(data, s.PairsData):
+        wrong = _table((*loc, "x"), data.x, at.inputs, "inputs") + _table((*loc, "y"), data.y, at.outputs, "outputs")
+        if not wrong and len(data.x) != len(data.y):
+            wrong = [Complaint((*loc, "y"), f"found {len(data.y):,} rows and {len(data.x):,} of x", "need one y an x")]
+        return wrong
+    if isinstance(data, s.TeacherData):
+        wrong = _vector((*loc, "matrix"), data.matrix, (at.outputs, at.inputs), "outputs, inputs")
+        return [*wrong, *covariance((*loc, "noise"), data.noise, at.outputs, semi=True)]
+    return []
+
+
+def domain_complaints(loc: Loc, domain: s.Domain, at: Layout) -> list[Complaint]:
+    """What is wrong with one domain of a regression."""
+    if isinstance(domain, s.PointsDomain):
+        wrong = _table((*loc, "points"), domain.points, at.inputs, "inputs")
+        if not wrong and domain.weights is not None:
+            wrong = _masses((*loc, "weights"), domain.weights, len(domain.points), "one a point")
+        return wrong
+    wrong = _vector((*loc, "mean"), domain.mean, (at.inputs,), "inputs")
+    return [*wrong, *covariance((*loc, "cov"), domain.cov, at.inputs, semi=True)]
+
+
+def reward_complaints(loc: Loc, reward: s.Reward, at: Layout) -> list[Complaint]:
+    """What is wrong with one reward."""
+    kinds = REWARDS[at.kind]
+    if reward.kind not in kinds:
+        return [_misfit((*loc, "kind"), reward.kind, at, kinds)]
+    if isinstance(reward, s.TableReward):
+        return [] if at.size is None else _vector((*loc, "values"), reward.values, (at.size,), "outcomes")
+    if isinstance(reward, s.HueBandReward):
+        for index, (low, high) in enumerate(reward.bands):
+            if low >= high:
+                return [
+                    Complaint(
+                        (*loc, "bands", index),
+                        f"found [{low:g}, {high:g}]",
+                        "need low before high; split a band that passes 0",
+                    )
+                ]
+        return []
+    if at.kind == "outcomes" and at.dim is None:
+        return [
+            Complaint(
+                (*loc, "kind"),
+                f"found {reward.kind!r} for outcomes without coordinates",
+                "need `coordinates` in `space`, or a table",
+            )
+        ]
+    if isinstance(reward, s.CallableReward) or at.kind == "images":
+        return []
+    dims = (at.outputs, at.inputs + at.outputs) if at.kind == "regression" else (at.dim or 0,)
+    meaning = (
+        "outputs,) or (inputs + outputs"
+        if at.kind == "regression"
+        else "coordinates"
+        if at.kind == "outcomes"
+        else "dim"
+    )
+    wrong = [] if reward.vector is None else _sized((*loc, "vector"), reward.vector, dims, meaning)
+    if isinstance(reward, s.QuadraticReward):
+        matrix = reward.matrix
+        if reward.vector is not None and not wrong and at.kind == "regression":
+            dims = (len(reward.vector),)
+        fits = [d for d in dims if matrix.shape in ((), (d,), (d, d))]
+        if not fits:
+            wrong.append(
+                _shape(
+                    (*loc, "matrix"),
+                    matrix,
+                    f"a number, a diagonal or a matrix for {' or '.join(map(str, dims))} dimensions",
+                )
+            )
+        elif matrix.ndim == 2 and not symmetric(matrix):
+            wrong.append(
+                Complaint((*loc, "matrix"), "found a matrix that is not symmetric", "need matrix[i][j] = matrix[j][i]")
+            )
+    return wrong
+
+
+# --- families -------------------------------------------------------------------------------------------------------
+
+
+def family_complaints(loc: Loc, model: s.Model, space: s.Space, at: Layout) -> list[Complaint]:
+    """What is wrong with a model's family and its start."""
+    family = model.family
+    if family.kind not in FAMILIES[at.kind]:
+        return [_misfit((*loc, "family", "kind"), family.kind, at, FAMILIES[at.kind])]
+    wrong: list[Complaint] = []
+    if isinstance(family, s.LogLinear):
+        wrong = _loglinear((*loc, "family"), family, space, at)
+    elif isinstance(family, s.GaussianMean) and at.dim is not None:
+        wrong = covariance((*loc, "family", "cov"), family.cov, at.dim)
+    elif isinstance(family, s.LinearGaussian):
+        wrong = covariance((*loc, "family", "noise"), family.noise, at.outputs)
+    if model.start is not None and not wrong:
+        number = num_params(family, at)
+        if number is not None or model.start.ndim != 1:
+            wrong = _vector((*loc, "start"), model.start, (number if number is not None else -1,), "parameters")
+    return wrong
+
+
+def _loglinear(loc: Loc, family: s.LogLinear, space: s.Space, at: Layout) -> list[Complaint]:
+    features, base = family.features, family.base
+    if isinstance(features, list):
+        where = (*loc, "features")
+        if not isinstance(space, s.Images):
+            return [
+                Complaint(
+                    where, "found names of image statistics", "need an array (outcomes, d): the space has no images"
+                )
+            ]
+        twice = _twice(features)
+        if twice is not None:
+            return [Complaint((*where, twice), f"found {features[twice]!r} twice", "need each statistic once")]
+        if "label" in features and space.label_column is None:
+            return [
+                Complaint(
+                    (*where, features.index("label")),
+                    "found 'label' for images without labels",
+                    "need `label_column` in `space`",
+                )
+            ]
+    elif features.ndim != 2 or 0 in features.shape or (at.size is not None and len(features) != at.size):
+        return [_shape((*loc, "features"), features, f"({at.size or 'outcomes'}, d), one row an outcome")]
+    if base is not None:
+        wrong = _vector((*loc, "base"), base, (at.size or base.size,), "outcomes")
+        if not wrong and base.min() <= 0:
+            index = int(base.argmin())
+            wrong = [Complaint((*loc, "base", index), f"found {base[index]:g}", "need positive numbers")]
+        return wrong
+    return []
+
+
+def num_params(family: s.Family, at: Layout) -> int | None:
+    """Number of parameters; None where it is not known before images are read."""
+    if isinstance(family, s.Categorical):
+        return None if at.size is None else at.size - 1
+    if isinstance(family, s.LogLinear):
+        return None if isinstance(family.features, list) else family.features.shape[1]
+    if isinstance(family, s.LinearGaussian):
+        return at.outputs * at.inputs
+    dim = at.dim or 0
+    return dim if isinstance(family, s.GaussianMean) else dim + dim * (dim + 1) // 2
+
+
+def map_complaints(loc: Loc, affine: s.Affine, at: Layout) -> list[Complaint]:
+    """What is wrong with a source's map."""
+    if at.kind not in ("vectors", "regression"):
+        return [Complaint(loc, f"found a map of {at.kind}", "need vectors or a regression: leave it out")]
+    dim = at.outputs if at.kind == "regression" else at.dim or 0
+    matrix, shift = affine.matrix, affine.shift
+    if matrix is not None and matrix.shape not in ((), (dim,), (dim, dim)):
+        return [_shape((*loc, "matrix"), matrix, f"a number, a diagonal ({dim},) or a matrix ({dim}, {dim})")]
+    return [] if shift is None else _vector((*loc, "shift"), shift, (dim,), "dim")
+
+
+# --- arrays ---------------------------------------------------------------------------------------------------------
+
+
+def covariance(loc: Loc, array: np.ndarray, dim: int, semi: bool = False) -> list[Complaint]:
+    """A number, a diagonal or a symmetric matrix, positive definite (or semidefinite)."""
+    if array.shape not in ((), (dim,), (dim, dim)):
+        return [_shape(loc, array, f"a number, a diagonal ({dim},) or a matrix ({dim}, {dim})")]
+    if array.ndim == 2 and not symmetric(array):
+        return [Complaint(loc, "found a matrix that is not symmetric", "need a covariance")]
+    low = float(np.linalg.eigvalsh(array).min()) if array.ndim == 2 else float(array.min())
+    floor = 1e-12 * float(np.abs(array).max())
+    if low < -floor or (not semi and low <= floor):
+        what = f"a smallest {'eigenvalue' if array.ndim == 2 else 'variance'} of {low:.6g}"
+        return [Complaint(loc, f"found {what}", f"need {'none below 0' if semi else 'positive ones'}: a covariance")]
+    return []
+
+
+def full_matrix(array: np.ndarray, dim: int) -> np.ndarray:
+    """A number, a diagonal or a matrix as a matrix."""
+    if array.ndim == 2:
+        return array
+    out: np.ndarray = np.diag(np.broadcast_to(array, (dim,)))
+    return out
+
+
+def symmetric(matrix: np.ndarray) -> bool:
+    """Whether a square matrix equals its transpose to rounding."""
+    with np.errstate(over="ignore"):
+        return bool(np.abs(matrix - matrix.T).max() <= 1e-9 * np.abs(matrix).max())
+
+
+def _rows(loc: Loc, rows: np.ndarray, at: Layout) -> list[Complaint]:
+    if at.kind == "vectors":
+        if rows.dtype.kind != "f":
+            return [Complaint(loc, "found labels", "need numbers (n, dim)")]
+        return _table(loc, rows, at.dim or 0, "dim")
+    if rows.ndim != 1 or not len(rows):
+        return [_shape(loc, rows, "(n,) indices from 0, or labels")]
+    if rows.dtype.kind == "f":
+        bad = np.flatnonzero((rows < 0) | (rows != np.floor(rows)) | (rows >= (at.size or math.inf)))
+        if len(bad):
+            found = f"found {rows[bad[0]]:g}{_more(bad)}"
+            return [
+                Complaint(
+                    (*loc, int(bad[0])),
+                    found,
+                    f"need indices of outcomes, whole numbers from 0 to {(at.size or 0) - 1:,}",
+                )
+            ]
+        return []
+    if at.labels is None:
+        return [Complaint(loc, "found labels", "need indices from 0, or `labels` in `space`")]
+    bad = np.flatnonzero(~np.isin(rows, np.array(at.labels)))
+    if not len(bad):
+        return []
+    return [
+        Complaint(
+            (*loc, int(bad[0])), f"found {short(str(rows[bad[0]]))}{_more(bad)}", known(at.labels, str(rows[bad[0]]))
+        )
+    ]
+
+
+def _more(bad: np.ndarray) -> str:
+    return f" ({len(bad):,} such entries)" if len(bad) > 1 else ""
+
+
+def _table(loc: Loc, array: np.ndarray, width: int, meaning: str) -> list[Complaint]:
+    if array.ndim != 2 or array.shape[1] != width or not len(array):
+        return [_shape(loc, array, f"(n, {width}): rows of {width} ({meaning}), one or more")]
+    return []
+
+
+def _masses(loc: Loc, array: np.ndarray, size: int | None, meaning: str) -> list[Complaint]:
+    if array.ndim != 1 or array.size != (size or array.size):
+        return [_shape(loc, array, f"({size or 'n'},): {meaning}")]
+    if not len(array) or array.max() <= 0 or array.min() < 0:
+        index = int(array.argmin()) if len(array) and array.min() < 0 else None
+        found = "found only zeros" if index is None else f"found {array[index]:g}"
+        return [Complaint(loc if index is None else (*loc, index), found, "need numbers ≥ 0, not all 0")]
+    return []
+
+
+def _vector(loc: Loc, array: np.ndarray, shape: tuple[int, ...], meaning: str) -> list[Complaint]:
+    if array.shape != shape:
+        inner = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+        return [
+            _shape(
+                loc,
+                array,
+                f"({inner}): ({meaning}{',' if len(shape) == 1 else ''})" if -1 not in shape else "(parameters,)",
+            )
+        ]
+    return []
+
+
+def _sized(loc: Loc, array: np.ndarray, sizes: tuple[int, ...], meaning: str) -> list[Complaint]:
+    if array.ndim != 1 or array.size not in sizes:
+        return [_shape(loc, array, f"{' or '.join(f'({n},)' for n in sizes)}: ({meaning},)")]
+    return []
+
+
+def _shape(loc: Loc, array: np.ndarray, need: str) -> Complaint:
+    return Complaint(loc, f"found {shape_text(array.shape)}", f"need {need}")
+
+
+def _misfit(loc: Loc, kind: str, at: Layout, kinds: tuple[str, ...]) -> Complaint:
+    space = {"outcomes": "a set of outcomes", "regression": "a regression"}.get(at.kind, at.kind)
+    return Complaint(
+        loc, f"found {kind!r}, which does not go with a space of {space}".replace("a space of a", "a"), known(kinds)
+    )
+
+
+def _twice(names: list[str] | list[s.Statistic]) -> int | None:
+    """Where a name comes a second time."""
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name in seen:
+            return index
+        seen.add(name)
+    return None
