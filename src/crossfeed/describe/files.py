@@ -121,7 +121,10 @@ def _read_numpy(path: Path, name: str, key: str | None) -> np.ndarray:
         if sizes[key] > MAX_ARRAY_BYTES:
             raise data_error(f"{sizes[key]:,} bytes under {key!r} in {name!r}", f"at most {MAX_ARRAY_BYTES:,}")
         with np.load(path, allow_pickle=False) as arrays:
-            return np.asarray(arrays[key])
+            array = arrays[key]  # bytes when the archive's entry is no array
+        if isinstance(array, np.ndarray):
+            return array
+        raise ValueError("not an array")
     except DataError:
         raise
     except Exception as error:  # damaged archives raise many kinds

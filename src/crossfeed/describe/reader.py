@@ -121,22 +121,26 @@ class _Reader:
             for event in yaml.parse(text, Loader=_LOADER):
                 self.take(event)
         except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            line = None if mark is None else mark.line + 1
-            reason = (error.problem or error.context or "").replace(";", ",")
-            row = "" if line is None else (text.splitlines() + [""])[min(line, text.count("\n") + 1) - 1]
-            need = (
-                "need spaces, not tabs, for indentation"
-                if "\t" in row
-                else "need valid YAML: check indentation, quotes, brackets"
-            )
-            self.problem(line, f"found invalid YAML ({reason})", need, loc=())
+            self.invalid(error, text)
         except yaml.YAMLError as error:
             self.problem(None, f"found invalid YAML ({' '.join(str(error).split())})", "need valid YAML", loc=())
         if self.problems:
             raise ReadError(self.problems)
         root = self.root or _Done(None, Mark(1))
         return root.value, root.mark
+
+    def invalid(self, error: yaml.MarkedYAMLError, text: str) -> None:
+        """Note a syntax error, where the bracket or quote that never closes is, or else where it shows."""
+        at, start = error.problem_mark or error.context_mark, error.context_mark
+        reason = (error.problem or error.context or "").replace(";", ",")
+        line = None if at is None else at.line + 1
+        if start is not None and line is not None and start.line + 1 < line:
+            if any(word in (error.context or "") for word in ("flow", "quoted")):
+                reason += f", noticed in line {line}"
+                line = start.line + 1
+        row = "" if line is None else (text.split("\n") + [""])[line - 1]
+        need = "spaces, not tabs, for indentation" if "\t" in row else "valid YAML: check indentation, quotes, brackets"
+        self.problem(line, f"found invalid YAML ({reason})", f"need {need}", loc=())
 
     def problem(self, line: int | None, found: str, need: str, loc: Loc | None = None) -> None:
         """Note a problem at ``loc``, by default at the place that is being read."""

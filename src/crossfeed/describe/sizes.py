@@ -101,7 +101,7 @@ def _images(space: s.Images) -> list[Complaint]:
         samples = [f"sample:{path.stem}" for path in sorted(SAMPLES.glob("*.parquet"))]
         return [] if space.file in samples else [Complaint(loc, f"found {space.file}", known(samples, space.file))]
     if Path(space.file).suffix not in (".parquet", ".npy", ".npz"):
-        return [Complaint(loc, f"found {short(space.file)}", "need a .parquet, .npy or .npz file, or sample:cifar10")]
+        return [Complaint(loc, f"found {short(Path(space.file).name)}", "need a .parquet, .npy or .npz file, or sample:cifar10")]
     try:
         check_file(Path(space.file).expanduser(), space.file)
     except DataError as error:

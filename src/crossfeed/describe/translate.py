@@ -21,12 +21,17 @@ _NAME = "need a name of 1 to 200 characters without dots and brackets that does 
 
 
 def complaints_of(error: ValidationError, node: type[BaseModel]) -> list[Complaint]:
-    """Every error of a failed validation of ``node``, one complaint a place."""
-    found: dict[Loc, Complaint] = {}
+    """Every error of a failed validation of ``node``, one complaint a mistake."""
+    found: dict[tuple[Loc, str], Complaint] = {}
+    repeats: dict[tuple[Loc, str], int] = {}
     for detail in error.errors(include_url=False):
         complaint = _complaint(detail, *_place(detail["loc"], node))
-        found.setdefault(complaint.loc, complaint)
-    return list(found.values())
+        entry = bool(complaint.loc) and isinstance(complaint.loc[-1], int)  # alike entries of a list count as one
+        key = (complaint.loc[:-1], complaint.need) if entry else (complaint.loc, "")
+        found.setdefault(key, complaint)
+        repeats[key] = repeats.get(key, -1) + entry
+    more = {key: f" ({n:,} more such entr{'y' if n == 1 else 'ies'})" for key, n in repeats.items() if n > 0}
+    return [c._replace(found=c.found + more.get(key, "")) for key, c in found.items()]
 
 
 def _plain(hint: Any) -> Any:

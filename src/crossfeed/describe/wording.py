@@ -69,7 +69,7 @@ def short(value: Any) -> str:
 
 def digits(value: int) -> int:
     """About how many decimal digits a whole number has, without writing it out."""
-    return int(value.bit_length() * math.log10(2)) + 1
+    return int((value.bit_length() - 1) * math.log10(2)) + 1
 
 
 def _cut(text: str, longest: int = _LONGEST) -> str:

@@ -1,30 +1,35 @@
-r"""Retraining rounds: population and finite-sample, in any update order.
+r"""Retraining rounds: population and finite-sample, in any update order and data regime.
 
-A round maps (state, generators) to the next state. The state is exactly what resuming needs: parameters, the round's number
-and, for data regimes that keep old data, the accumulated moments.
+A round maps a state to the next. The state is exactly what resuming needs: parameters, the round's number and, for data
+regimes that keep old data, what was kept. Random numbers come from streams keyed by (root seed, replicate, round, step,
+purpose), so nothing else has to be stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from crossfeed.describe import schema
+from crossfeed.dynamics.pool import Pool, accumulated, subsampled
 from crossfeed.dynamics.program import Program
-from crossfeed.errors import NotAvailableError
 
 
 @dataclass(frozen=True)
 class State:
-    """Joint parameters (..., D), the number of finished rounds, and accumulated moments by model group where kept."""
+    """Joint parameters (..., D), the number of finished rounds, and what data regimes that look back have kept."""
 
     theta: Tensor
     round: int = 0
-    pool: tuple[Tensor, ...] | None = None
+    pool: Pool | None = None
+
+    def take(self, rows: Tensor) -> State:
+        """The state of some seeds; ``rows`` indexes the leading dimension."""
+        return State(self.theta[rows], self.round, None if self.pool is None else self.pool.take(rows))
 
 
 def steps_of_round(order: schema.Order, names: Sequence[str], number: int) -> list[list[int]]:
@@ -54,8 +59,7 @@ def cycle_length(order: schema.Order) -> int:
 def update_block(program: Program, theta: Tensor, models: Sequence[int], steps: schema.GradientSteps | None) -> Tensor:
     """Retrain ``models`` at once on population data made by the current Θ."""
     part = program.block(models)
-    moments = part.moments(theta)
-    return part.retrain(theta, moments) if steps is None else part.descend(theta, moments, steps.count, steps.size)
+    return _train(part, theta, part.moments(theta), steps)
 
 
 def population_round(
@@ -72,60 +76,115 @@ def round_map(program: Program, theta: Tensor) -> Tensor:
     return program.retrain(theta, program.moments(theta))
 
 
-def streams(seed: int, number: int, step: int, count: int) -> list[np.random.Generator]:
-    """Generators for one update: child seeds from (root seed, round, step, purpose) by a stable hash."""
-    return [np.random.default_rng(np.random.SeedSequence([seed, number, step, purpose])) for purpose in range(count)]
+class SeedStreams:
+    """One generator a replicate: each draws its own slice of the leading dimension, whatever the others do."""
+
+    def __init__(self, generators: Sequence[np.random.Generator]) -> None:
+        self.generators = list(generators)
+
+    def _each(self, name: str, size: Sequence[int], *args: Any, **options: Any) -> np.ndarray:
+        return np.stack([getattr(g, name)(*args, size=tuple(size)[1:], **options) for g in self.generators])
+
+    def standard_normal(self, size: Sequence[int]) -> np.ndarray:
+        """(replicates, ...)."""
+        return self._each("standard_normal", size)
+
+    def random(self, size: Sequence[int]) -> np.ndarray:
+        """(replicates, ...)."""
+        return self._each("random", size)
+
+    def gumbel(self, size: Sequence[int]) -> np.ndarray:
+        """(replicates, ...)."""
+        return self._each("gumbel", size)
+
+    def integers(self, low: int, high: int, size: Sequence[int]) -> np.ndarray:
+        """(replicates, ...)."""
+        return self._each("integers", size, low, high)
+
+    def choice(self, num: int, size: Sequence[int], p: np.ndarray) -> np.ndarray:
+        """(replicates, ...)."""
+        return self._each("choice", size, num, p=p)
+
+    def chisquare(self, df: np.ndarray) -> np.ndarray:
+        """(replicates, ...), the shape of ``df``."""
+        return np.stack([g.chisquare(one) for g, one in zip(self.generators, df, strict=True)])
+
+    def multinomial(self, n: Any, pvals: np.ndarray) -> np.ndarray:
+        """(replicates, ..., outcomes); ``pvals`` of one dimension serve all replicates."""
+        many = len(self.generators)
+        sizes = n if np.ndim(n) else [n] * many
+        p = pvals if pvals.ndim > 1 else [pvals] * many
+        return np.stack([g.multinomial(a, b) for g, a, b in zip(self.generators, sizes, p, strict=True)])
 
 
-def sampled_round(program: Program, state: State, update: schema.Update, samples: schema.Samples, seed: int) -> State:
+def streams(
+    seed: int, number: int, step: int, count: int, replicates: Sequence[int] | None = None
+) -> list[np.random.Generator]:
+    """Generators for one update: child seeds from (root seed, replicate, round, step, purpose) by a stable hash.
+
+    Args:
+        seed: Root seed.
+        number: Round, from 0.
+        step: Step in the round.
+        count: How many purposes.
+        replicates: One stream each for the leading dimension of a batch; None for an unbatched state: replicate 0.
+    """
+
+    def one(replicate: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence([seed, replicate, number, step, purpose]))
+
+    if replicates is None:
+        return [one(0, purpose) for purpose in range(count)]
+    return [cast(np.random.Generator, SeedStreams([one(r, purpose) for r in replicates])) for purpose in range(count)]
+
+
+def sampled_round(
+    program: Program,
+    state: State,
+    update: schema.Update,
+    samples: schema.Samples,
+    seed: int,
+    replicates: Sequence[int] | None = None,
+) -> State:
     """One round on ``samples.per_round`` fresh samples a model.
 
-    Regimes: ``replace`` trains on the new samples; ``accumulate`` on all samples so far (moments are averaged exactly);
-    ``subsample`` on n drawn with replacement from all so far.
+    Regimes: ``replace`` trains on the new samples; ``accumulate`` on all samples the model has drawn so far (their
+    moments are averaged exactly); ``subsample`` on n drawn with replacement from all so far.
+
+    Args:
+        program: Compiled ecosystem.
+        state: Where the round begins; the leading dimension of a batched Θ are replicates.
+        update: Order and, for inexact retraining, gradient steps.
+        samples: n, how counts arise, and the regime.
+        seed: Root seed.
+        replicates: Which replicates the leading dimension holds; 0, 1, … by default. Each draws from streams of its own.
     """
-    if samples.regime == "subsample":
-        raise NotAvailableError("regime subsample needs the samples themselves; use crossfeed.dynamics.pool.subsampled_round")
     theta, pool = state.theta, state.pool
-    fresh: list[Tensor | None] = [None] * len(program.model_groups)
+    who = None if theta.ndim == 1 else range(theta.shape[0]) if replicates is None else replicates
+    fixed = samples.counts == "fixed"
     for index, step in enumerate(steps_of_round(update.order, program.names, state.round)):
         part = program.block(step)
-        rngs = streams(seed, state.round, index, len(part.source_groups) + 1)
-        moments = part.sampled_moments(theta, samples.per_round, rngs, samples.counts == "fixed")
-        if samples.regime == "accumulate":
-            moments = [_blend(program, part, g, m, pool, state.round) for g, m in enumerate(moments)]
-            for g, m in enumerate(moments):
-                _store(program, part, g, m, fresh)
-        if update.steps is None:
-            theta = part.retrain(theta, moments)
+        rngs = streams(seed, state.round, index, len(part.source_groups) + 2, who)
+        if samples.regime == "subsample":
+            moments, pool = subsampled(program, part, theta, samples.per_round, rngs, fixed, pool)
         else:
-            theta = part.descend(theta, moments, update.steps.count, update.steps.size)
-    if samples.regime == "accumulate":
-        old = pool or tuple(torch.zeros(()) for _ in fresh)
-        pool = tuple(o if f is None else f for o, f in zip(old, fresh, strict=True))
+            moments = part.sampled_moments(theta, samples.per_round, rngs[:-1], fixed)
+            if samples.regime == "accumulate":
+                moments, pool = accumulated(program, part, moments, pool)
+        theta = _train(part, theta, moments, update.steps)
     return State(theta, state.round + 1, pool)
 
 
-def _rows(program: Program, part: Program, group: int) -> tuple[int, Tensor]:
-    """Where a block's group stands in the whole program: group number and rows."""
-    first = int(part.model_groups[group].members[0])
-    for number, g in enumerate(program.model_groups):
-        members = g.members.tolist()
-        if first in members:
-            return number, torch.tensor([members.index(i) for i in part.model_groups[group].members.tolist()])
-    raise AssertionError("a block's models are the program's")
+def accumulated_round(program: Program, state: State, update: schema.Update) -> State:
+    """One round on all populations a model has been trained on so far: ``accumulate`` and ``subsample`` as n → ∞."""
+    theta, pool = state.theta, state.pool
+    for step in steps_of_round(update.order, program.names, state.round):
+        part = program.block(step)
+        fresh = [m.expand(*theta.shape[:-1], *m.shape[-2:]) for m in part.moments(theta)]
+        moments, pool = accumulated(program, part, fresh, pool)
+        theta = _train(part, theta, moments, update.steps)
+    return State(theta, state.round + 1, pool)
 
 
-def _blend(program: Program, part: Program, group: int, m: Tensor, pool: tuple[Tensor, ...] | None, number: int) -> Tensor:
-    if pool is None or number == 0:
-        return m
-    whole, rows = _rows(program, part, group)
-    return (number * pool[whole][..., rows, :] + m) / (number + 1)
-
-
-def _store(program: Program, part: Program, group: int, m: Tensor, fresh: list[Tensor | None]) -> None:
-    whole, rows = _rows(program, part, group)
-    size = len(program.model_groups[whole].members)
-    old = fresh[whole]
-    base = torch.zeros(*m.shape[:-2], size, m.shape[-1], dtype=m.dtype) if old is None else old.clone()
-    base[..., rows, :] = m
-    fresh[whole] = base
+def _train(part: Program, theta: Tensor, moments: list[Tensor], steps: schema.GradientSteps | None) -> Tensor:
+    return part.retrain(theta, moments) if steps is None else part.descend(theta, moments, steps.count, steps.size)

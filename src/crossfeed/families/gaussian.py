@@ -282,6 +282,17 @@ class VectorReal:
         """(E, M)."""
         return _moments(self.consumer, self.mean, self.cov)
 
+    def sample(self, batch: tuple[int, ...], num: int, rng: np.random.Generator) -> Tensor:
+        """(*batch, E, num, d) samples; rows are drawn with replacement."""
+        out = []
+        for e, rows in enumerate(self.rows):
+            if rows is None:
+                noise = torch.from_numpy(rng.standard_normal((*batch, num, self.mean.shape[-1])))
+                out.append(self.mean[e] + noise @ torch.linalg.cholesky(self.cov[e]).T)
+            else:
+                out.append(rows[torch.from_numpy(rng.integers(0, len(rows), size=(*batch, num)))])
+        return torch.stack(out, -3)
+
     def sample_moments(self, counts: Tensor, rng: np.random.Generator) -> Tensor:
         """As in :class:`VectorSource`; rows are drawn with replacement."""
         out = _sampled_moments(self.consumer, self.mean.expand(*counts.shape, -1), self.cov.expand(*counts.shape, -1, -1), counts, rng)
@@ -349,13 +360,10 @@ def _sampled_moments(
         return average
     root = torch.zeros(*shape, d, d, dtype=mean.dtype)  # Bartlett: scatter = L R Rᵀ Lᵀ with Wishart(n − 1) factor R
     freedom = size - 1 - torch.arange(d)
-    if bool((freedom <= 0).any()):
-        draws = torch.from_numpy(rng.standard_normal((*shape, int(size.max()), d)))
-        z = mean[..., None, :] + torch.einsum("...de,...ne->...nd", scale, draws)
-        return _masked_mean(consumer.statistic(z), counts.expand(shape))
-    root.diagonal(dim1=-2, dim2=-1).copy_(torch.from_numpy(rng.chisquare(freedom.numpy())).sqrt())
+    root.diagonal(dim1=-2, dim2=-1).copy_(torch.from_numpy(rng.chisquare(freedom.clamp_min(1).numpy())).sqrt())
     rows, cols = torch.tril_indices(d, d, -1)
     root[..., rows, cols] = torch.from_numpy(rng.standard_normal((*shape, len(rows))))
+    root = root * (freedom > 0)[..., None, :]  # n ≤ d samples: R has n − 1 columns
     factor = scale @ root
     return _moments(consumer, average, factor @ factor.transpose(-1, -2) / size[..., None])
 

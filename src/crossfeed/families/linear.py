@@ -214,10 +214,9 @@ class LinearSource:
         second = torch.einsum("em,emi,emj->eij", w, x, x).flatten(-2)
         return torch.cat([cross, second.expand(*cross.shape[:-1], -1)], -1)
 
-    def sample_moments(self, theta: Tensor, settings: Tensor, counts: Tensor, rng: np.random.Generator) -> Tensor:
-        """(..., E, M) mean statistic of ``counts`` samples, drawn one by one."""
-        num = int(counts.max())
-        batch = torch.broadcast_shapes(theta.shape[:-2], settings.shape[:-1], counts.shape[:-1])
+    def sample(self, theta: Tensor, settings: Tensor, num: int, rng: np.random.Generator) -> Tensor:
+        """(..., E, num, inputs + outputs) delivered pairs (x, y), drawn, picked and mapped one by one."""
+        batch = torch.broadcast_shapes(theta.shape[:-2], settings.shape[:-1])
         x = self.inputs.draw(tuple(batch), num, rng)
         at = {key: settings[..., slot] for key, slot in self.slots.items()}
         total = num
@@ -237,7 +236,12 @@ class LinearSource:
             y = torch.einsum("eop,...enp->...eno", self.matrix, y)
         if self.shift is not None:
             y = y + self.shift[:, None]
-        return _masked_mean(self.consumer.statistic(torch.cat([x, y], -1)), counts)
+        return torch.cat([x, y], -1)
+
+    def sample_moments(self, theta: Tensor, settings: Tensor, counts: Tensor, rng: np.random.Generator) -> Tensor:
+        """(..., E, M) mean statistic of ``counts`` samples, drawn one by one."""
+        z = self.sample(theta, settings, int(counts.max()), rng)
+        return _masked_mean(self.consumer.statistic(z), counts)
 
     def moments_cov(self, theta: Tensor, settings: Tensor) -> Tensor:
         """(..., E, M, M) covariance of the statistic of one sample."""
@@ -261,10 +265,9 @@ class LinearReal:
         cross = torch.einsum("em,emo,emi->eoi", w, self.mean, x).flatten(-2)
         return torch.cat([cross, torch.einsum("em,emi,emj->eij", w, x, x).flatten(-2)], -1)
 
-    def sample_moments(self, counts: Tensor, rng: np.random.Generator) -> Tensor:
-        """Mean statistic of ``counts`` rows drawn with replacement, answers with their noise."""
-        num, (size, m) = int(counts.max()), self.inputs.weights.shape
-        batch = tuple(counts.shape[:-1])
+    def sample(self, batch: tuple[int, ...], num: int, rng: np.random.Generator) -> Tensor:
+        """(*batch, E, num, inputs + outputs) pairs (x, y) drawn with replacement, answers with their noise."""
+        size, m = self.inputs.weights.shape
         out = []
         for e in range(size):
             at = torch.from_numpy(rng.choice(m, size=(*batch, num), p=self.inputs.weights[e].numpy()))
@@ -272,7 +275,12 @@ class LinearReal:
             scale = torch.linalg.cholesky_ex(self.cov[e])[0] if bool((self.cov[e] != 0).any()) else torch.zeros_like(self.cov[e])
             y = self.mean[e][at] + torch.einsum("...mde,...me->...md", scale.expand(m, -1, -1)[at], noise)
             out.append(torch.cat([self.inputs.nodes[e][at], y], -1))
-        return _masked_mean(self.consumer.statistic(torch.stack(out, -3)), counts)
+        return torch.stack(out, -3)
+
+    def sample_moments(self, counts: Tensor, rng: np.random.Generator) -> Tensor:
+        """(..., E, M) mean statistic of ``counts`` pairs."""
+        z = self.sample(tuple(counts.shape[:-1]), int(counts.max()), rng)
+        return _masked_mean(self.consumer.statistic(z), counts)
 
     def moments_cov(self) -> Tensor:
         """(E, M, M)."""

@@ -25,13 +25,21 @@ import torch
 from torch import Tensor
 
 STEP = 0.14
+MAX_SPREAD = 2000.0
 LEFT = 3.75
 RIGHT = 3.8
 
 
 def num_nodes(spread: float, candidates: float) -> int:
     """Quadrature nodes that keep the step at 0.14 for rewards (in units of τ) spread over ``spread``."""
-    return max(16, math.ceil((LEFT + RIGHT + math.log(max(candidates, 1.0)) + spread) / STEP) + 1)
+    width = LEFT + RIGHT + math.log(min(max(candidates, 1.0), 1e15)) + min(spread, MAX_SPREAD)
+    return max(16, math.ceil(width / STEP) + 1)
+
+
+def nodes_for(r: Tensor, candidates: Tensor) -> int:
+    """Quadrature nodes that serve rewards r (..., n) in units of τ and K candidates as they are now."""
+    r = r.detach()
+    return num_nodes(float((r.amax(-1) - r.amin(-1)).max()), float(candidates.detach().max()))
 
 
 @dataclass(frozen=True)
@@ -60,17 +68,25 @@ class PlackettLuce:
         h = ((high + LEFT) / (nodes - 1))[..., None]
         x = -LEFT + h * torch.arange(nodes, dtype=r.dtype, device=r.device)
         fade = torch.exp(-x)
-        rate = torch.exp((x - fade - log_k[..., None])[..., None] + r[..., None, :])
+        # beyond e^80 nothing is left of e^{-rate}; unclamped, spreads above 705 would overflow to ∞ · 0
+        rate = torch.exp(((x - fade - log_k[..., None])[..., None] + r[..., None, :]).clamp_max(80.0))
         decay = torch.exp(-rate)
         return cls(candidates, h * (1 + fade), decay, rate * decay)
 
     def __call__(self, p: Tensor) -> Tensor:
         """(..., n) distribution of the pick when candidates come from p."""
         k = self.candidates[..., None]
-        log_m = torch.log((self.decay @ p[..., None])[..., 0].clamp_min(1e-300))
+        log_m = torch.log(_times(p, self.decay.transpose(-1, -2)).clamp_min(1e-300))
         outer = self.step * torch.exp((k - 1) * log_m)
-        q = p * k * (outer[..., None, :] @ self.density)[..., 0, :]
+        q = p * k * _times(outer, self.density)
         return q / q.sum(-1, keepdim=True)
+
+
+def _times(x: Tensor, matrix: Tensor) -> Tensor:
+    """x (..., a) times matrix (..., a, b). A short stack goes one by one: its products are then plain ones, also under vmap."""
+    if matrix.ndim == 3 and len(matrix) <= 64:
+        return torch.stack([x[..., e, :] @ m for e, m in enumerate(matrix)], -2)
+    return (x[..., None, :] @ matrix)[..., 0, :]
 
 
 def plackett_luce(p: Tensor, r: Tensor, candidates: Tensor, nodes: int) -> Tensor:
@@ -134,7 +150,8 @@ def tilt(p: Tensor, r: Tensor) -> Tensor:
         p: (..., n) distribution.
         r: (..., n) reward divided by the curation temperature τ.
     """
-    q = p * torch.exp(r - r.detach().amax(-1, keepdim=True))
+    top = torch.where(p > 0, r, -torch.inf).detach().amax(-1, keepdim=True)
+    q = p * torch.exp((r - top).clamp_max(80.0))
     return q / q.sum(-1, keepdim=True)
 
 
@@ -145,4 +162,4 @@ def operator(kind: str, reward: Tensor, candidates: Tensor, temperature: Tensor,
     r = reward / temperature[..., None]
     if kind == "tilt":
         return lambda p: tilt(p, r)
-    return PlackettLuce.of(r, candidates, nodes)
+    return PlackettLuce.of(r, candidates, max(nodes, nodes_for(r, candidates)))

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -353,7 +354,7 @@ def moment_path(
 def share_errors(program: Program, num: int) -> Tensor:
     """(S,) n_s/n − w_s of every source when ``num`` samples are divided by largest remainder."""
     out = torch.zeros(len(program.sources), dtype=torch.float64)
-    counts = program.fixed_counts(num).to(torch.float64)
+    counts = program._counts(torch.Size(), num, np.random.default_rng(0), fixed=True).to(torch.float64)
     for g in program.source_groups:
         out[g.source] = counts[g.source] / num - program.settings[g.weight_slot]
     return out

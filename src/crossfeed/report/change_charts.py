@@ -39,7 +39,7 @@ def _change(audit: words.Audit, change: dict[str, Any], most: int) -> Panel | No
                 "moved": after - before,
                 "zero": 0,
                 "tip": max(0.0, after - before),
-                "text": f"{words.number(before)} → {words.number(after)}",
+                "text": " → ".join(words.apart(before, after)),
                 "predicted": first[k],
                 "alone": alone[k],
                 "verdict": verdict_label(verdicts[k]),
@@ -85,7 +85,13 @@ def _change(audit: words.Audit, change: dict[str, Any], most: int) -> Panel | No
             "encoding": {**y, "x": quantity("alone", "change of alignment", scale=scale), "tooltip": hints},
         },
         {
-            "mark": {"type": "text", "align": "right", "color": token("muted"), "x": {"expr": "width - 4"}},
+            "mark": {
+                "type": "text",
+                "align": "right",
+                "color": token("muted"),
+                "x": {"expr": "width - 4"},
+                "opacity": {"expr": "width > 290 ? 1 : 0"},
+            },
             "encoding": {**y, "text": {"field": "text", "type": "nominal"}},
         },
     ]

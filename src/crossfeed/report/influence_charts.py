@@ -41,8 +41,6 @@ def _heat_colour(largest: float) -> Spec:
             "title": "influence",
             "values": [-1, -0.7071, 0, 0.7071, 1],
             "labelExpr": f"{signs} + format(datum.value * datum.value * {largest!r}, '.2~g')",
-            "gradientLength": 280,
-            "gradientThickness": 10,
         },
     }
 

@@ -13,7 +13,27 @@
     return spec;
   };
 
-  const labelLimit = (width) => Math.round(Math.max(84, Math.min(230, width * 0.36)));
+  // What must follow the width of the page: room for labels, columns of a legend.
+  const configFor = (width) => ({
+    ...data.config,
+    axisY: { labelLimit: Math.round(Math.max(84, Math.min(230, width * 0.36))) },
+    legend: { ...data.config.legend, gradientLength: Math.round(Math.min(280, width * 0.5)) },
+  });
+  const LETTER = 7.6, SYMBOL = 30;
+  const fitLegends = (spec, width) => {
+    if (Array.isArray(spec)) return spec.map((part) => fitLegends(part, width));
+    if (!spec || typeof spec !== "object") return spec;
+    const fitted = Object.fromEntries(Object.entries(spec).map(([key, value]) => [key, key === "values" ? value : fitLegends(value, width)]));
+    const color = fitted.color;
+    if (color && color.type === "nominal" && color.legend !== null) {
+      const widths = color.scale.domain.map((name) => SYMBOL + LETTER * name.length), widest = Math.max(...widths);
+      const room = 0.78 * width, whole = widths.reduce((a, b) => a + b, 0) <= room;
+      const columns = whole ? 0 : Math.max(1, Math.floor(room / widest));
+      const labelLimit = Math.max(80, Math.floor(room / (columns || 1)) - SYMBOL);
+      fitted.color = { ...color, legend: { ...color.legend, columns, labelLimit } };
+    }
+    return fitted;
+  };
 
   let drawing = 0;
   async function draw() {
@@ -22,7 +42,7 @@
     document.documentElement.style.setProperty("--chart-ground", palette.page);
     for (const [key, spec] of Object.entries(data.charts)) {
       const place = document.getElementById("chart-" + key);
-      const config = { ...data.config, axisY: { labelLimit: labelLimit(place.clientWidth) } };
+      const width = place.clientWidth, config = configFor(width);
       const options = {
         mode: "vega-lite",
         renderer: "svg",
@@ -32,7 +52,7 @@
         config: paint(config, palette),
       };
       try {
-        const result = await vegaEmbed(place, paint(spec, palette), options);
+        const result = await vegaEmbed(place, paint(fitLegends(spec, width), palette), options);
         if (views.has(key)) views.get(key).finalize();
         views.set(key, result);
         place.style.minHeight = "";

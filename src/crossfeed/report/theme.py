@@ -117,6 +117,7 @@ def config(label_limit: int = 230) -> dict[str, Any]:
             "titlePadding": 10,
             "labelPadding": 6,
             "tickSize": 4,
+            "labelSeparation": 6,
         },
         "axisY": {"labelLimit": label_limit},
         "legend": {
@@ -130,6 +131,8 @@ def config(label_limit: int = 230) -> dict[str, Any]:
             "labelLimit": 220,
             "symbolStrokeWidth": 2.5,
             "offset": 10,
+            "gradientLength": 280,
+            "gradientThickness": 10,
         },
         "text": {"color": ink, "fontSize": 12},
         "title": {"color": ink, "fontSize": 13, "fontWeight": 600, "anchor": "start"},

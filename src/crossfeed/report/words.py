@@ -41,7 +41,11 @@ VERDICTS = {
 
 def clean(text: Any, limit: int | None = None) -> str:
     """Text from a spec without escape sequences, control, direction-changing, private-use or unpaired characters."""
-    plain = ESCAPES.sub("", str(text))
+    plain = str(text)
+    if plain.isascii() and plain.isprintable():
+        kept = " ".join(plain.split())
+        return kept if limit is None or len(kept) <= limit else kept[: limit - 1].rstrip() + "…"
+    plain = ESCAPES.sub("", plain)
     kept = "".join(
         " " if ch in "\n\t\r" else ch
         for ch in plain
@@ -68,6 +72,15 @@ def number(value: float | None, digits: int = 3, sign: bool = False, minus: str 
     else:
         body = f"{float(f'{size:.{digits}g}'):,.10f}".rstrip("0").rstrip(".")
     return (minus if value < 0 else "+" if sign else "") + body
+
+
+def apart(before: float, after: float) -> tuple[str, str]:
+    """Two numbers with as many digits as it takes to tell them apart, six at most."""
+    for digits in (3, 4, 5, 6):
+        pair = number(before, digits), number(after, digits)
+        if pair[0] != pair[1]:
+            break
+    return pair
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
@@ -160,8 +173,10 @@ def raising(audit: Audit, i: int, names: Sequence[str] | None = None) -> list[Cl
             groups.append(
                 (Clause(verb, verdict), Clause(rest.format(names=join([*(names[k] for k in members[:most]), *more]))))
             )
+    again = bool(groups) and groups[0][0].text == "harms" and verdicts(audit)[i][i] == "backfires"
     for position, group in enumerate(groups):
-        clauses += [Clause("; it " if position == 0 else ", and " if position == len(groups) - 1 else ", "), *group]
+        start = "; it also " if again else "; it "
+        clauses += [Clause(start if position == 0 else ", and " if position == len(groups) - 1 else ", "), *group]
     return [*clauses, Clause(".")]
 
 
@@ -200,10 +215,12 @@ def bottom_line(audit: Audit) -> str:
     if not harmed:
         return first + (", and harms no other model." if len(rows) > 1 else ".")
     sources = list(dict.fromkeys(i for _, i in harmed))
+    but = ", but" if first.endswith("spent on") else ";"
     if len(harmed) == 1:
-        return f"{first}, but raising {names[harmed[0][1]]}’s curation harms {names[harmed[0][0]]}."
+        return f"{first}{but} raising {names[harmed[0][1]]}’s curation harms {names[harmed[0][0]]}."
     return (
-        f"{first}, but it harms other models: {plural(len(harmed), 'pair')}, through the curation of {some(sources)}."
+        f"{first}{but} it harms other models, in {plural(len(harmed), 'pair')}, through the curation of "
+        f"{some(sources)}."
     )
 
 
@@ -225,7 +242,8 @@ def changed(audit: Audit, change: Mapping[str, Any], most: int = 4) -> list[Clau
     for position, (_, k, before, after) in enumerate(pairs[:most]):
         verdict = (change.get("verdict") or [None] * len(names))[k]
         verb = CHANGE.get(verdict or "", "rises" if after > before else "falls" if after < before else "stays")
-        tail = f" at {number(after)}" if verb == "stays" else f" from {number(before)} to {number(after)}"
+        start, end = apart(before, after)
+        tail = f" at {end}" if verb == "stays" else f" from {start} to {end}"
         clauses += [Clause(f"{'; ' if position else ''}{names[k]} "), Clause(verb, verdict), Clause(tail)]
     rest = len(pairs) - most
     return [*clauses, Clause(f"; {rest:,} others move less." if rest > 0 else ".")]
