@@ -32,6 +32,7 @@ def random_ecosystem(
     dim: int | None = None,
     kinds: tuple[str, ...] = ("raw", "curated"),
     rewards: tuple[str, ...] | None = None,
+    full_rank: bool = False,
     candidates: tuple[float, ...] = (1, 2, 3, 4, 8, float("inf")),
     best: bool = True,
     stages: int = 2,
@@ -54,12 +55,14 @@ def random_ecosystem(
         real: Every model's least weight of real data; the weight is uniform between it and 0.35 more.
         num_without_real: This many models, the last ones, get no real data (they need others that have some).
         ridge: The models' ridge, or an interval that it is drawn from for half of the models, 0 for the others.
-        dim: Dimension of vectors, features or inputs; 2 or 3 by default (outcomes: 5 to 7 in number).
+        dim: Dimension of vectors, features or inputs; vectors 2, others 2 or 3 by default (outcomes: 5 to 7 in number).
         kinds: Kinds of the sources that are no real data.
         rewards: Kinds of the rewards, ``linear``, ``quadratic`` (bending down), ``table`` (finite); all that fit by default.
+        full_rank: Whether quadratic rewards of vectors look in all directions or in one, and those of answers pick among
+            finitely many candidates or tilt only (both slow).
         candidates: What K is drawn from.
         best: Whether curators may pick the best of K (on vectors and answers: one stage of a linear reward).
-        stages: 1, or 2 to let a fifth of the curated sources have a second stage.
+        stages: 1, or 2 to let one curated source in eight have a second stage.
         sampling: Whether producers may sample at another temperature.
         curators: Whether sources may have noise, curators other than the producer's people, and a share of others.
         maps: Whether sources may be mapped affinely (vectors and answers), by matrices of norm at most ``map_size``.
@@ -71,7 +74,7 @@ def random_ecosystem(
         steps: Gradient steps; the exact minimum by default.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, FAMILIES.index(family), num_models]))
-    world = _World(family, dim, rewards, rng)
+    world = _World(family, dim, rewards, full_rank, rng)
     names = [f"m{i}" for i in range(num_models)]
     models: dict[str, s.Model] = {}
     own = {name: world.pick(list(world.rewards)) for name in names}
@@ -102,7 +105,7 @@ def random_ecosystem(
                 sources.append(s.Raw(**fields))
                 continue
             pick = world.pick_rule(own[producer], candidates, best, curators, multiple=False)
-            if stages > 1 and rng.random() < 0.2:
+            if stages > 1 and rng.random() < 0.125:
                 pick = world.pick_rule(own[producer], candidates, best, curators, multiple=True)
                 pick["then"] = s.Pick(**world.pick_rule(own[producer], candidates, best, curators, multiple=True))
             sources.append(s.Curated(**fields, **pick))
@@ -129,9 +132,12 @@ def random_ecosystem(
 class _World:
     """The space with its data, rewards and domains, and draws of what stands in a model."""
 
-    def __init__(self, family: str, dim: int | None, rewards: tuple[str, ...] | None, rng: np.random.Generator) -> None:
-        self.kind, self.rng, self.finite = family, rng, family in _FINITE
-        self.dim = int(rng.integers(2, 4)) if dim is None else dim
+    def __init__(
+        self, family: str, dim: int | None, rewards: tuple[str, ...] | None, full_rank: bool, rng: np.random.Generator
+    ) -> None:
+        self.kind, self.rng, self.finite, self.full_rank = family, rng, family in _FINITE, full_rank
+        self.dim = dim if dim is not None else 2 if family in _VECTORS else int(rng.integers(2, 4))
+        self.reward_size = 0.2 if family in ("gaussian", "mixed_vectors") else 0.5  # a spread that grows feeds on itself
         self.domains: dict[str, s.Domain] = {}
         self.space: s.Space
         self.data: dict[str, s.Data]
@@ -180,10 +186,12 @@ class _World:
     def reward(self, kind: str) -> s.Reward:
         if kind == "table":
             return s.TableReward(values=self.normal(self.size))
-        vector = 0.5 * self.normal(self.reward_dim)
+        vector = self.reward_size * self.normal(self.reward_dim)
         if kind == "linear":
             return s.LinearReward(vector=vector)
-        return s.QuadraticReward(matrix=-0.4 * self.covariance(self.reward_dim), vector=vector)
+        if self.full_rank or self.finite:
+            return s.QuadraticReward(matrix=-0.4 * self.covariance(self.reward_dim), vector=vector)
+        return s.QuadraticReward(matrix=-0.3 * np.outer(vector, vector) / (vector @ vector), vector=vector)
 
     def affine(self, size: float) -> s.Affine:
         d = self.reward_dim
@@ -221,6 +229,8 @@ class _World:
         if best and finite and rng.random() < 0.2 and (self.finite or (linear and not multiple)):
             fields |= {"temperature": 0.0, "candidates": self.pick(finite)}
             options = options if self.finite else linear
+        elif self.kind == "linear_gaussian" and not self.full_rank and (multiple or fields["candidates"] != float("inf")):
+            options = linear or options  # other picks take quadrature at every input
         if curator not in options or (curators and rng.random() < 0.3):
             curator = self.pick(options)
         if curator != people:

@@ -1,5 +1,7 @@
 """One mistake a spec: one problem, at the right line and path, with the right words; in Python and on the command line."""
 
+# ruff: noqa: E501  (one case a line)
+
 from __future__ import annotations
 
 import io
@@ -77,7 +79,7 @@ YAML = [
     Bad("huge float", OUTCOMES, "weight: 0.5", "weight: 1e400", "models.p.sources[0].weight", "found 1e400, which is too large"),
     Bad("huge int", OUTCOMES, "weight: 0.5", f"weight: {'9' * 5000}", "models.p.sources[0].weight", "a whole number of 5,000 digits"),
     Bad("bomb", OUTCOMES, "data:\n", "x: &a [" + "1," * 2000 + "1]\ny: &b [" + "*a," * 2000 + "*a]\ndata:\n", "y[1498]", "more than 3,000,000 values", 1),
-]
+]  # fmt: skip
 
 VALUES = [
     Bad("text", OUTCOMES, "weight: 0.5", 'weight: "0.5"', "models.p.sources[0].weight", "found the text '0.5'", need="without quotes"),
@@ -95,7 +97,7 @@ VALUES = [
     Bad("bool count", VECTORS, "dim: 2", "dim: true", "space.dim", "found true", need="number"),
     Bad("half count", VECTORS, "dim: 2", "dim: 2.5", "space.dim", "found 2.5", need="whole number"),
     Bad("zero count", VECTORS, "dim: 2", "dim: 0", "space.dim", "found 0", need="≥ 1"),
-    Bad("infinite count", VECTORS, "dim: 2", "dim: .inf", "space.dim", "found inf", need="whole number"),
+    Bad("infinite count", VECTORS, "dim: 2", "dim: .inf", "space.dim", "found inf", need="finite"),
     Bad("seed", OUTCOMES, "update:", "seed: -1\nupdate:", "seed", "found -1", need="≥ 0"),
     Bad("seed text", OUTCOMES, "update:", "seed: '1'\nupdate:", "seed", "found the text '1'", need="without quotes"),
     Bad("version", OUTCOMES, "update:", "crossfeed: 2\nupdate:", "crossfeed", "found 2", need="need 1"),
@@ -140,7 +142,7 @@ VALUES = [
     Bad("statistic", IMAGES, "[mean, label]", "[mean, labels]", "models.p.family.features[1]", "found 'labels'", need="did you mean 'label'?"),
     Bad("cell", IMAGES, "{hue: 4}", "{hues: 4}", "space.cells.hues", "the name 'hues'", need="did you mean 'hue'?"),
     Bad("function", VECTORS, "far: {kind: linear, vector: [1, 0]}", "far: {kind: callable, function: 'os.system'}", "rewards.far.function", "found 'os.system'", need="`module:function`"),
-]
+]  # fmt: skip
 
 ARRAYS = [
     Bad("array text", OUTCOMES, WARM, "{kind: table, values: [1, two, 3]}", "rewards.warm.values[1]", "found 'two'", need="a number"),
@@ -191,7 +193,7 @@ ARRAYS = [
     Bad("domain cov", REGRESSION, "cov: [1, 0]", "cov: [1, -1]", "domains.wide.cov", "smallest variance of -1", need="none below 0"),
     Bad("regression reward", REGRESSION, "vector: [1]", "vector: [1, 2]", "rewards.high.vector", "shape (2,)", need="(1,) or (3,)"),
     Bad("noise", REGRESSION, "noise: 0.5", "noise: 0", "models.p.family.noise", "smallest variance of 0"),
-]
+]  # fmt: skip
 
 PLACES = [
     Bad("weights", OUTCOMES, "    sources:\n      - {kind: real, data: web, weight: 0.5}", "    sources:\n      - {kind: real, data: web, weight: 0.4}", "models.p.sources", "weights that sum to 0.9", need="divide each by 0.9, or give 'curated_q' 0.3"),
@@ -439,7 +441,9 @@ def test_paths_that_are_no_file(tmp_path: Path) -> None:
     ]:
         with pytest.raises(SpecError) as caught:
             load(path)
-        assert str(caught.value).startswith(f"{path}: spec: found {says}" if says != "cannot be read" else f"{path}: spec:")
+        assert str(caught.value).startswith(
+            f"{path}: spec: found {says}" if says != "cannot be read" else f"{path}: spec:"
+        )
         assert says in caught.value.problems[0].found
         assert need in caught.value.problems[0].need
 
@@ -477,7 +481,13 @@ def test_the_command_line_says_it_in_one_line(bad: Bad, tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize(("name", "entry", "content", "says", "need"), FILES, ids=[row[0] for row in FILES])
 def test_the_command_line_names_the_bad_file(
-    name: str, entry: str, content: Callable[[], bytes], says: str, need: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    entry: str,
+    content: Callable[[], bytes],
+    says: str,
+    need: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     spec = _with_file(tmp_path, entry, content())
     error = _complains(spec, capsys)

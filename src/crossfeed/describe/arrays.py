@@ -45,17 +45,20 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
+def _finite(value: Any) -> Any:
+    value = _plain(value)
+    if isinstance(value, float) and not math.isfinite(value):
         raise refuse(f"found {value}", "need a finite number")
     return value
 
 
-Number = Annotated[float, BeforeValidator(_plain), AfterValidator(_finite)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-Positive = Annotated[Number, Field(gt=0)]
-Whole = Annotated[int, BeforeValidator(_plain)]
-Count = Annotated[Whole, Field(ge=1)]
+FINITE = BeforeValidator(_finite)
+"""Put it after the bounds, ``Annotated[float, Field(ge=0), FINITE]``, or the JSON Schema loses them."""
+Number = Annotated[float, FINITE]
+Share = Annotated[float, Field(ge=0, le=1), FINITE]
+Positive = Annotated[float, Field(gt=0), FINITE]
+Whole = Annotated[int, FINITE]
+Count = Annotated[int, Field(ge=1), FINITE]
 
 
 def _candidates(value: Any) -> float:
@@ -166,32 +169,33 @@ def _summary(array: np.ndarray) -> Any:
     return array.tolist()
 
 
-_ARRAY_SCHEMA = {
-    "description": "A number, a list, nested lists, or a file beside the spec.",
-    "anyOf": [
-        {"type": "number"},
-        {"type": "array"},
-        {
-            "type": "object",
-            "properties": {
-                "file": {"type": "string", "description": ".npz, .npy, .csv or .parquet; relative to the spec."},
-                "key": {"type": "string", "description": "Name of the array in an .npz."},
-                "columns": {
-                    "type": ["array", "string"],
-                    "items": {"type": "string"},
-                    "description": "Columns of a table; all by default.",
-                },
-            },
-            "required": ["file"],
-            "additionalProperties": False,
+_FILE_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "file": {"type": "string", "description": ".npz, .npy, .csv or .parquet; relative to the spec."},
+        "key": {"type": "string", "description": "Name of the array in an .npz."},
+        "columns": {
+            "type": ["array", "string"],
+            "items": {"type": "string"},
+            "description": "Columns of a table; all by default.",
         },
-    ],
+    },
+    "required": ["file"],
+    "additionalProperties": False,
 }
 
-_WITH = (PlainSerializer(_summary), WithJsonSchema(_ARRAY_SCHEMA))
 
-Array = Annotated[np.ndarray, BeforeValidator(_numbers), *_WITH]
-Labels = Annotated[np.ndarray, BeforeValidator(_numbers_or_labels), *_WITH]
+def _schema(*entries: str) -> WithJsonSchema:
+    rows = {"type": "array", "items": {"type": ["number", "array"], "items": {"type": "number"}}}
+    lists = [{"type": "array", "items": {"type": kind}} for kind in entries]
+    description = "A number, a list, nested lists, or a file beside the spec."
+    return WithJsonSchema({"description": description, "anyOf": [{"type": "number"}, rows, *lists, _FILE_SCHEMA]})
+
+
+_AS_LISTS = PlainSerializer(_summary)
+
+Array = Annotated[np.ndarray, BeforeValidator(_numbers), _AS_LISTS, _schema()]
+Labels = Annotated[np.ndarray, BeforeValidator(_numbers_or_labels), _AS_LISTS, _schema("string")]
 """An array of numbers, or a list of labels."""
-Columns = Annotated[np.ndarray, BeforeValidator(_numbers), AfterValidator(_columns), *_WITH]
+Columns = Annotated[np.ndarray, BeforeValidator(_numbers), AfterValidator(_columns), _AS_LISTS, _schema()]
 """An array (n, c); a list of n numbers is one column."""

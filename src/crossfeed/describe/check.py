@@ -15,7 +15,6 @@ from crossfeed.describe import schema as s
 from crossfeed.describe import settings
 from crossfeed.describe.curation import pick_complaints
 from crossfeed.describe.sizes import (
-    FAMILIES,
     Layout,
     data_complaints,
     domain_complaints,
@@ -29,6 +28,7 @@ from crossfeed.describe.wording import Complaint, Loc, known, parts, path_text, 
 from crossfeed.errors import SettingError, SpecError
 
 _SUM = 1e-9
+_GUESSES = 20
 
 
 def check(eco: s.Ecosystem) -> None:
@@ -101,10 +101,11 @@ class _Notes:
     def all(self) -> list[Complaint]:
         """Everything found."""
         out = list(self.found)
-        for (table, name), places in self.unknown_names.items():
+        for number, ((table, name), places) in enumerate(self.unknown_names.items()):
             more = f" (also at {path_text(places[1])}" if len(places) > 1 else ""
             more += f" and {len(places) - 2:,} more places)" if len(places) > 2 else ")" if more else ""
-            need = known(self.options[table], name, f"a name under `{table}`:")
+            guess = name if number < _GUESSES else None  # near names take time among thousands
+            need = known(self.options[table], guess, f"a name under `{table}`:")
             out.append(Complaint(places[0], f"found the unknown name {short(name)}{more}", need))
         return out
 
@@ -353,7 +354,8 @@ def _setting(notes: _Notes, eco: s.Ecosystem, loc: Loc, path: str) -> bool:
         settings.bounds(eco, path)
         settings.weight_direction(eco, path)
     except SettingError as error:
-        notes.add(loc, *_two_parts(error))
+        found, need = _two_parts(error)
+        notes.add(loc, f"{short(path)}: {found}", need)
         return False
     return True
 
@@ -386,6 +388,3 @@ def _two_parts(error: SettingError) -> tuple[str, str]:
     text = str(error)
     found, need = parts(text[text.index(": found ") + 2 :])
     return found.removeprefix("found "), need.removeprefix("need ")
-
-
-__all__ = ["FAMILIES", "check", "complaints", "problems_of"]

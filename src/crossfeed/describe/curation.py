@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from crossfeed.describe import schema as s
-from crossfeed.describe.sizes import Layout, full_matrix
+from crossfeed.describe.shapes import full_matrix
+from crossfeed.describe.sizes import Layout
 from crossfeed.describe.wording import Complaint, Loc
 
 _CONTINUOUS = ("vectors", "regression")

@@ -80,6 +80,7 @@ def load(path: str | os.PathLike[str], *, allow_code: bool = False) -> Ecosystem
 def schema() -> dict[str, Any]:
     """The JSON Schema (Draft 2020-12) of a spec: structure, types and bounds, for editors and generators."""
     out = Ecosystem.model_json_schema()
+    out["description"] = out["description"].split("\n")[0]
     for definition in out["$defs"].values():
         kind = definition.get("properties", {}).get("kind", {})
         if "const" in kind:  # pydantic has a default for Python; a spec must say it

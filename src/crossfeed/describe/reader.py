@@ -134,10 +134,10 @@ class _Reader:
         at, start = error.problem_mark or error.context_mark, error.context_mark
         reason = (error.problem or error.context or "").replace(";", ",")
         line = None if at is None else at.line + 1
-        if start is not None and line is not None and start.line + 1 < line:
-            if any(word in (error.context or "") for word in ("flow", "quoted")):
-                reason += f", noticed in line {line}"
-                line = start.line + 1
+        unclosed = any(word in (error.context or "") for word in ("flow", "quoted"))
+        if unclosed and start is not None and line is not None and start.line + 1 < line:
+            reason += f", noticed in line {line}"
+            line = start.line + 1
         row = "" if line is None else (text.split("\n") + [""])[line - 1]
         need = "spaces, not tabs, for indentation" if "\t" in row else "valid YAML: check indentation, quotes, brackets"
         self.problem(line, f"found invalid YAML ({reason})", f"need {need}", loc=())

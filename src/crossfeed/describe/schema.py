@@ -10,9 +10,19 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
-from crossfeed.describe.arrays import Array, Candidates, Columns, Count, Labels, Number, Positive, Share, Whole
+from crossfeed.describe.arrays import FINITE, Array, Candidates, Columns, Count, Labels, Number, Positive, Share, Whole
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^.\[\]\s][^.\[\]\n]*$")]
 
@@ -40,14 +50,14 @@ def _beside(file: str, info: ValidationInfo) -> str:
     return file if folder is None or file.startswith("sample:") else str(Path(folder) / file)
 
 
-# --- what an outcome is -------------------------------------------------------------------------------------------
+# --- what an outcome is ---------------------------------------------------------------------------------------------
 
 
 class Outcomes(Node):
     """A finite outcome set. Give ``count``, ``labels`` or ``coordinates`` (one row an outcome)."""
 
     kind: Literal["outcomes"] = "outcomes"
-    count: Annotated[Whole, Field(ge=2)] | None = Field(default=None, description="Number of outcomes.")
+    count: Annotated[int, Field(ge=2), FINITE] | None = Field(default=None, description="Number of outcomes.")
     labels: list[str] | None = Field(default=None, description="One name an outcome.")
     coordinates: Columns | None = Field(
         default=None, description="(outcomes, c): where each outcome lies; linear and quadratic rewards act on it."
@@ -55,7 +65,7 @@ class Outcomes(Node):
 
 
 class Images(Node):
-    """Photographs as outcomes: each image of a file is one outcome, or, with ``cells``, each cell of colour statistics."""
+    """Photographs as outcomes: each image, or with ``cells``, each cell of colour statistics is an outcome."""
 
     kind: Literal["images"] = "images"
     file: Annotated[str, AfterValidator(_beside)] = Field(
@@ -63,9 +73,12 @@ class Images(Node):
     )
     image_column: str = Field(default="img", description="Parquet column with the images.")
     label_column: str | None = Field(default="label", description="Parquet column with integer labels; null for none.")
-    rows: Count | None = Field(default=None, description="Use this many rows, drawn with the spec's seed; null for all.")
+    rows: Count | None = Field(
+        default=None, description="Use this many rows, drawn with the spec's seed; null for all."
+    )
     cells: dict[Literal["hue", "saturation", "brightness"], Count] | None = Field(
-        default=None, description="Merge images into cells: this many equal-mass bins by statistic. Null: each image is an outcome."
+        default=None,
+        description="Merge images into cells: this many equal-mass bins by statistic. Null: each image is an outcome.",
     )
 
 
@@ -73,15 +86,17 @@ class Vectors(Node):
     """Outcomes are vectors in R^dim."""
 
     kind: Literal["vectors"] = "vectors"
-    dim: Annotated[Whole, Field(ge=1)] = Field(description="Dimension of an outcome.")
+    dim: Annotated[int, Field(ge=1), FINITE] = Field(description="Dimension of an outcome.")
 
 
 class Regression(Node):
     """Outcomes are pairs (x, y): an input x in R^inputs and an answer y in R^outputs."""
 
     kind: Literal["regression"] = "regression"
-    inputs: Annotated[Whole, Field(ge=1)] = Field(description="Dimension of x; add a column of ones for an intercept.")
-    outputs: Annotated[Whole, Field(ge=1)] = Field(description="Dimension of y.")
+    inputs: Annotated[int, Field(ge=1), FINITE] = Field(
+        description="Dimension of x; add a column of ones for an intercept."
+    )
+    outputs: Annotated[int, Field(ge=1), FINITE] = Field(description="Dimension of y.")
 
 
 Space = Annotated[Outcomes | Images | Vectors | Regression, Field(discriminator="kind")]
@@ -132,7 +147,9 @@ class TeacherData(Node):
 
     kind: Literal["teacher"] = "teacher"
     matrix: Array = Field(description="(outputs, inputs)")
-    noise: Array = Field(default=0.0, validate_default=True, description="Covariance of the noise: number, diagonal or matrix.")
+    noise: Array = Field(
+        default=0.0, validate_default=True, description="Covariance of the noise: number, diagonal or matrix."
+    )
     domain: Name = Field(description="Where x comes from.")
 
 
@@ -160,7 +177,7 @@ class GaussianDomain(Node):
 Domain = Annotated[PointsDomain | GaussianDomain, Field(discriminator="kind")]
 
 
-# --- rewards ---------------------------------------------------------------------------------------------------------
+# --- rewards --------------------------------------------------------------------------------------------------------
 
 
 class LinearReward(Node):
@@ -168,7 +185,7 @@ class LinearReward(Node):
 
     kind: Literal["linear"] = "linear"
     vector: Array = Field(description="(dim,); regression: (outputs,) for y or (inputs + outputs,) for (x, y).")
-    constant: Number = 0.0
+    constant: Number = Field(default=0.0, description="Added to every reward; changes alignment, never a pick.")
 
 
 class QuadraticReward(Node):
@@ -177,7 +194,7 @@ class QuadraticReward(Node):
     kind: Literal["quadratic"] = "quadratic"
     matrix: Array = Field(description="A number, a diagonal or a symmetric matrix; negative for a best point.")
     vector: Array | None = Field(default=None, description="As in a linear reward; null for zero.")
-    constant: Number = 0.0
+    constant: Number = Field(default=0.0, description="Added to every reward; changes alignment, never a pick.")
 
 
 class TableReward(Node):
@@ -196,8 +213,8 @@ class HueBandReward(Node):
 
     kind: Literal["hue_band"] = "hue_band"
     bands: list[tuple[Share, Share]] = Field(description="Hue intervals in [0, 1], low then high.", min_length=1)
-    band_weight: Number = 1.0
-    realism_weight: Number = 1.0
+    band_weight: Number = Field(default=1.0, description="Weight of the colour bands.")
+    realism_weight: Number = Field(default=1.0, description="Weight of realism.")
 
 
 class CallableReward(Node):
@@ -205,7 +222,8 @@ class CallableReward(Node):
 
     kind: Literal["callable"] = "callable"
     function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] = Field(
-        description="Takes a float64 tensor (m, dim) of outcomes or coordinates, returns (m,). Must be differentiable by torch."
+        description="Takes a float64 tensor, (m, dim) vectors, (m, c) coordinates, (m, inputs + outputs) pairs "
+        "or (m, 3, h, w) images in [0, 1], and returns (m,); differentiable by torch."
     )
 
 
@@ -214,7 +232,7 @@ Reward = Annotated[
 ]
 
 
-# --- model families ---------------------------------------------------------------------------------------------------
+# --- model families -------------------------------------------------------------------------------------------------
 
 
 class Categorical(Node):
@@ -236,12 +254,13 @@ Features = Annotated[
 
 
 class LogLinear(Node):
-    """q(y) ∝ base(y) exp(features(y) · θ) on a finite outcome set, so that not every distribution can be fitted; loss −log q."""
+    """q(y) ∝ base(y) exp(features(y) · θ) on a finite outcome set: not every distribution fits; loss −log q."""
 
     kind: Literal["loglinear"] = "loglinear"
     features: Features = Field(description="(outcomes, d), or for images the statistics to use as features.")
     base: Array | None = Field(
-        default=None, description="(outcomes,) positive base measure; null for uniform, and for images one a photograph."
+        default=None,
+        description="(outcomes,) positive base measure; null for uniform, and for images one a photograph.",
     )
 
 
@@ -268,7 +287,7 @@ class LinearGaussian(Node):
 Family = Annotated[Categorical | LogLinear | GaussianMean | Gaussian | LinearGaussian, Field(discriminator="kind")]
 
 
-# --- sources -----------------------------------------------------------------------------------------------------------
+# --- sources --------------------------------------------------------------------------------------------------------
 
 
 class Affine(Node):
@@ -281,13 +300,19 @@ class Affine(Node):
 class Pick(Node):
     """Offer K candidates to curators, who pick one: P(k) = exp(r(y_k)/τ) / Σ_l exp(r(y_l)/τ) (Plackett–Luce)."""
 
-    curator: Name | None = Field(default=None, description="Name of the reward that picks; null: the producer's people.")
+    curator: Name | None = Field(
+        default=None, description="Name of the reward that picks; null: the producer's people."
+    )
     candidates: Candidates = Field(default=2, description="K ≥ 1, or `inf` for exponential tilting by exp(r/τ).")
-    temperature: Annotated[Number, Field(ge=0)] = Field(default=1.0, description="τ; 0 picks the best of K.")
+    temperature: Annotated[float, Field(ge=0), FINITE] = Field(default=1.0, description="τ; 0 picks the best of K.")
     noise: Share = Field(default=0.0, description="Share of picks made uniformly at random.")
-    other_curator: Name | None = Field(default=None, description="Reward behind a share of the picks (adversaries, other people).")
+    other_curator: Name | None = Field(
+        default=None, description="Reward behind a share of the picks (adversaries, other people)."
+    )
     other_share: Share = Field(default=0.0, description="Share of picks made with `other_curator`.")
-    then: Pick | None = Field(default=None, description="Second stage: independent picks of this stage are its candidates.")
+    then: Pick | None = Field(
+        default=None, description="Second stage: independent picks of this stage are its candidates."
+    )
 
     @property
     def stages(self) -> list[Pick]:
@@ -298,9 +323,13 @@ class Pick(Node):
 class SourceBase(Node):
     """What every source has."""
 
-    name: Name | None = Field(default=None, description="Unique in its model; null: kind, or kind_producer, numbered when repeated.")
+    name: Name | None = Field(
+        default=None, description="Unique in its model; null: kind, or kind_producer, numbered when repeated."
+    )
     weight: Share = Field(description="Share of the model's training data; a model's weights sum to 1.")
-    domain: Name | None = Field(default=None, description="Regression: where x comes from; null: the producer's domain.")
+    domain: Name | None = Field(
+        default=None, description="Regression: where x comes from; null: the producer's domain."
+    )
 
 
 class Real(SourceBase):
@@ -316,7 +345,7 @@ class Raw(SourceBase):
     kind: Literal["raw"] = "raw"
     producer: Name = Field(description="The model whose outputs these are; the model itself for self-consumption.")
     sampling_temperature: Positive = Field(default=1.0, description="The producer samples from q^(1/T), normalised.")
-    map: Affine | None = None
+    map: Affine | None = Field(default=None, description="Vectors and regression: applied to what the source delivers.")
 
 
 class Curated(Pick, SourceBase):
@@ -325,13 +354,13 @@ class Curated(Pick, SourceBase):
     kind: Literal["curated"] = "curated"
     producer: Name = Field(description="The model whose outputs are offered.")
     sampling_temperature: Positive = Field(default=1.0, description="The producer samples from q^(1/T), normalised.")
-    map: Affine | None = None
+    map: Affine | None = Field(default=None, description="Vectors and regression: applied to what the source delivers.")
 
 
 Source = Annotated[Real | Raw | Curated, Field(discriminator="kind")]
 
 
-# --- models, orders, the whole ------------------------------------------------------------------------------------------
+# --- models, orders, the whole --------------------------------------------------------------------------------------
 
 
 class Evaluation(Node):
@@ -345,27 +374,36 @@ class Evaluation(Node):
 class Model(Node):
     """One model: its family, its people's reward, what it is trained on and where it is judged."""
 
-    family: Family
-    reward: Name = Field(description="The reward of this model's people; curates its outputs and defines its alignment.")
-    sources: list[Source] = Field(min_length=1)
+    family: Family = Field(description="What the model can be.")
+    reward: Name = Field(
+        description="The reward of this model's people; curates its outputs and defines its alignment."
+    )
+    sources: list[Source] = Field(min_length=1, description="What it is trained on; the weights sum to 1.")
     domain: Name | None = Field(default=None, description="Regression: where its inputs come from.")
-    evaluate: list[Evaluation] | None = Field(default=None, description="Null: once, by its own reward on its own domain.")
-    ridge: Annotated[Number, Field(ge=0)] = Field(default=0.0, description="μ: adds (μ/2)‖θ‖² to the training loss.")
+    evaluate: list[Evaluation] | None = Field(
+        default=None, description="Null: once, by its own reward on its own domain."
+    )
+    ridge: Annotated[float, Field(ge=0), FINITE] = Field(
+        default=0.0, description="μ: adds (μ/2)‖θ‖² to the training loss."
+    )
     gives_way: Name = Field(
         default="proportional",
-        description="What shrinks when the curation ratio rises: `proportional` (all sources that are not curated) or a source's name.",
+        description="What shrinks when curation rises: `proportional` (all that is not curated) or a source's name.",
     )
-    start: Array | None = Field(default=None, description="Initial parameters; null: fitted to the model's real data, else drawn near zero.")
+    start: Array | None = Field(
+        default=None, description="Initial parameters; null: fitted to the model's real data, else drawn near zero."
+    )
 
 
 class RandomOrder(Node):
     """Each round updates models drawn at random."""
 
     kind: Literal["random"] = "random"
-    probability: Annotated[Number, Field(gt=0, le=1)] = Field(
-        default=1.0, description="Each model updates with this probability; those that do update one after another in random order."
+    probability: Annotated[float, Field(gt=0, le=1), FINITE] = Field(
+        default=1.0,
+        description="Each model updates with this probability; those that do update one after another in random order.",
     )
-    seed: Annotated[Whole, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0), FINITE] = Field(default=0, description="Of the draws of the order.")
 
 
 class Cycle(Node):
@@ -373,7 +411,8 @@ class Cycle(Node):
 
     kind: Literal["cycle"] = "cycle"
     rounds: list[list[list[Name]]] = Field(
-        min_length=1, description="E.g. [[[p, q]], [[p], [q]]]: together, then p before q. A model left out of a round stays stale."
+        min_length=1,
+        description="E.g. [[[p, q]], [[p], [q]]]: together, then p before q. A model left out of a round stays stale.",
     )
 
 
@@ -414,7 +453,7 @@ class GradientSteps(Node):
 class Update(Node):
     """How a round updates the models."""
 
-    order: Order = Field(default_factory=Simultaneous)
+    order: Order = Field(default_factory=Simultaneous, description="Who updates when; all at once by default.")
     steps: GradientSteps | None = Field(default=None, description="Null: train to the exact minimum.")
 
 
@@ -423,7 +462,8 @@ class Samples(Node):
 
     per_round: Count = Field(default=1000, description="n: new samples a model and round.")
     counts: Literal["multinomial", "fixed"] = Field(
-        default="multinomial", description="How many come from each source: at random by weight, or fixed by largest remainder."
+        default="multinomial",
+        description="How many come from each source: at random by weight, or fixed by largest remainder.",
     )
     regime: Literal["replace", "accumulate", "subsample"] = Field(
         default="replace", description="Train on the new samples, on all so far, or on n drawn from all so far."
@@ -441,8 +481,8 @@ class ThresholdQuery(Node):
     """Ask where an influence changes sign while a setting moves."""
 
     path: str = Field(description="The setting that moves, e.g. `p.cross_share`.")
-    low: Number
-    high: Number
+    low: Number = Field(description="Where the search starts.")
+    high: Number = Field(description="Where it ends, above `low`.")
     affected: Name | None = Field(default=None, description="Whose alignment; null: every model's.")
     intervened: Name | None = Field(default=None, description="Whose curation ratio; null: every model's that has one.")
 
@@ -450,9 +490,11 @@ class ThresholdQuery(Node):
 class AuditOptions(Node):
     """What the audit adds to its standard contents."""
 
-    changes: list[Change] = Field(default_factory=list)
-    thresholds: list[ThresholdQuery] = Field(default_factory=list)
-    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
+    changes: list[Change] = Field(default_factory=list, description="Changes to work out by re-solving.")
+    thresholds: list[ThresholdQuery] = Field(default_factory=list, description="Sign changes to look for.")
+    confidence: Annotated[float, Field(gt=0.5, lt=1), FINITE] = Field(
+        default=0.95, description="Level of the intervals and of the smallest n."
+    )
     rounds: Count = Field(default=40, description="Rounds of the trajectory that is drawn.")
 
 
@@ -464,17 +506,19 @@ class Ecosystem(Node):
     """
 
     crossfeed: Literal[1] = Field(default=1, description="Version of the spec format.")
-    name: str = Field(default="ecosystem", max_length=200)
-    description: str = ""
-    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
-    space: Space
-    data: dict[Name, Data] = Field(default_factory=dict)
-    domains: dict[Name, Domain] = Field(default_factory=dict)
-    rewards: dict[Name, Reward] = Field(min_length=1)
-    models: dict[Name, Model] = Field(min_length=1)
-    update: Update = Field(default_factory=Update)
-    samples: Samples = Field(default_factory=Samples)
-    audit: AuditOptions = Field(default_factory=AuditOptions)
+    name: str = Field(default="ecosystem", max_length=200, description="The report's title.")
+    description: str = Field(default="", description="What it is about; shown in the report.")
+    seed: Annotated[int, Field(ge=0, lt=2**63), FINITE] = Field(default=0, description="Root of every random draw.")
+    space: Space = Field(description="What an outcome is.")
+    data: dict[Name, Data] = Field(default_factory=dict, description="Real data sets by name.")
+    domains: dict[Name, Domain] = Field(
+        default_factory=dict, description="Regression: where inputs come from, by name."
+    )
+    rewards: dict[Name, Reward] = Field(min_length=1, description="What people like, by name.")
+    models: dict[Name, Model] = Field(min_length=1, description="The models by name; matrices follow this order.")
+    update: Update = Field(default_factory=Update, description="How a round updates the models.")
+    samples: Samples = Field(default_factory=Samples, description="How many samples a round draws.")
+    audit: AuditOptions = Field(default_factory=AuditOptions, description="What the audit adds to its contents.")
 
     def __init__(self, **fields: Any) -> None:
         from crossfeed.describe.check import check

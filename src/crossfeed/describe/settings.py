@@ -139,8 +139,9 @@ def bounds(eco: Ecosystem, path: str) -> tuple[float, float]:
 def put(eco: Ecosystem, path: str, value: float) -> Ecosystem:
     """The same ecosystem with one setting changed; what must give way does.
 
-    ``curation`` scales the curated sources in proportion (equally when all are 0) and shrinks the rest in proportion, or
-    the model's ``gives_way`` alone. ``cross_share`` moves curated weight between the model's own outputs and others'.
+    ``curation`` scales the curated sources in proportion (equally when all are 0) and shrinks the rest in
+    proportion, or the model's ``gives_way`` alone. ``cross_share`` moves curated weight between the model's own outputs
+    and others'.
     ``candidates`` takes any real K ≥ 1, for root finding.
 
     Args:

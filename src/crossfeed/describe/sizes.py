@@ -1,4 +1,4 @@
-"""What fits the space: kinds of data, rewards and families, and the shape of every array."""
+"""What fits the space: kinds of data, rewards and families, and the sizes of their arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ import numpy as np
 
 from crossfeed.describe import schema as s
 from crossfeed.describe.files import check_file
-from crossfeed.describe.wording import Complaint, Loc, known, parts, shape_text, short
+from crossfeed.describe.shapes import (
+    covariance,
+    masses,
+    more,
+    sized,
+    symmetric,
+    table,
+    twice_at,
+    vector,
+    wrong_shape,
+)
+from crossfeed.describe.wording import Complaint, Loc, known, parts, short
 from crossfeed.errors import DataError
 
 FAMILIES = {
@@ -53,7 +64,7 @@ def layout_of(space: s.Space) -> tuple[Layout | None, list[Complaint]]:
         return Layout("regression", inputs=space.inputs, outputs=space.outputs), []
     found = _images(space) if isinstance(space, s.Images) else _outcomes(space)
     if found or isinstance(space, s.Images):
-        return (None if found else Layout("images")), found
+        return (None if found else Layout("images", size=_num_images(space))), found
     sizes = [space.count, *(len(x) for x in (space.labels, space.coordinates) if x is not None)]
     size = next(n for n in sizes if n is not None)
     dim = None if space.coordinates is None else space.coordinates.shape[1]
@@ -63,9 +74,9 @@ def layout_of(space: s.Space) -> tuple[Layout | None, list[Complaint]]:
 def _outcomes(space: s.Outcomes) -> list[Complaint]:
     coordinates, labels = space.coordinates, space.labels
     if coordinates is not None and (coordinates.ndim != 2 or coordinates.shape[0] < 2 or coordinates.shape[1] < 1):
-        return [_shape(("space", "coordinates"), coordinates, "(outcomes, c), one row an outcome, 2 rows or more")]
+        return [wrong_shape(("space", "coordinates"), coordinates, "(outcomes, c), one row an outcome, 2 rows or more")]
     if labels is not None:
-        twice = _twice(labels)
+        twice = twice_at(labels)
         if twice is not None:
             return [
                 Complaint(("space", "labels", twice), f"found {short(labels[twice])} twice", "need each label once")
@@ -101,12 +112,31 @@ def _images(space: s.Images) -> list[Complaint]:
         samples = [f"sample:{path.stem}" for path in sorted(SAMPLES.glob("*.parquet"))]
         return [] if space.file in samples else [Complaint(loc, f"found {space.file}", known(samples, space.file))]
     if Path(space.file).suffix not in (".parquet", ".npy", ".npz"):
-        return [Complaint(loc, f"found {short(Path(space.file).name)}", "need a .parquet, .npy or .npz file, or sample:cifar10")]
+        need = "need a .parquet, .npy or .npz file, or sample:cifar10"
+        return [Complaint(loc, f"found {short(Path(space.file).name)}", need)]
     try:
         check_file(Path(space.file).expanduser(), space.file)
     except DataError as error:
         return [Complaint(loc, *parts(str(error)))]
     return []
+
+
+def _num_images(space: s.Images) -> int | None:
+    """Number of photographs where each is an outcome, as far as the file's header tells."""
+    if space.cells is not None or space.rows is not None:
+        return None if space.cells is not None else space.rows
+    from crossfeed.describe.photographs import SAMPLES
+
+    sample = space.file.removeprefix("sample:")
+    path = Path(space.file).expanduser() if sample == space.file else SAMPLES / f"{sample}.parquet"
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            return int(pq.read_metadata(path).num_rows)
+        return len(np.load(path, mmap_mode="r", allow_pickle=False)) if path.suffix == ".npy" else None
+    except Exception:  # whoever reads the images says what is wrong with the file
+        return None
 
 
 # --- data, domains, rewards -----------------------------------------------------------------------------------------
@@ -119,9 +149,9 @@ def data_complaints(loc: Loc, data: s.Data, space: s.Space, at: Layout) -> list[
     if isinstance(data, s.RowsData):
         return _rows((*loc, "rows"), data.rows, at)
     if isinstance(data, s.DistributionData):
-        return _masses((*loc, "weights"), data.weights, at.size, "(outcomes,)")
+        return masses((*loc, "weights"), data.weights, at.size, "(outcomes,)")
     if isinstance(data, s.MomentsData) and at.dim is not None:
-        wrong = _vector((*loc, "mean"), data.mean, (at.dim,), "dim")
+        wrong = vector((*loc, "mean"), data.mean, (at.dim,), "dim")
         return [*wrong, *covariance((*loc, "cov"), data.cov, at.dim)]
     if isinstance(data, s.ImagesData) and isinstance(space, s.Images) and data.labels is not None:
         if space.label_column is None:
@@ -134,12 +164,12 @@ def data_complaints(loc: Loc, data: s.Data, space: s.Space, at: Layout) -> list[
                 Complaint((*loc, "labels"), found, "need one label or more, integers from 0; leave out to keep all")
             ]
     if isinstance(data, s.PairsData):
-        wrong = _table((*loc, "x"), data.x, at.inputs, "inputs") + _table((*loc, "y"), data.y, at.outputs, "outputs")
+        wrong = table((*loc, "x"), data.x, at.inputs, "inputs") + table((*loc, "y"), data.y, at.outputs, "outputs")
         if not wrong and len(data.x) != len(data.y):
             wrong = [Complaint((*loc, "y"), f"found {len(data.y):,} rows and {len(data.x):,} of x", "need one y an x")]
         return wrong
     if isinstance(data, s.TeacherData):
-        wrong = _vector((*loc, "matrix"), data.matrix, (at.outputs, at.inputs), "outputs, inputs")
+        wrong = vector((*loc, "matrix"), data.matrix, (at.outputs, at.inputs), "outputs, inputs")
         return [*wrong, *covariance((*loc, "noise"), data.noise, at.outputs, semi=True)]
     return []
 
@@ -147,11 +177,11 @@ def data_complaints(loc: Loc, data: s.Data, space: s.Space, at: Layout) -> list[
 def domain_complaints(loc: Loc, domain: s.Domain, at: Layout) -> list[Complaint]:
     """What is wrong with one domain of a regression."""
     if isinstance(domain, s.PointsDomain):
-        wrong = _table((*loc, "points"), domain.points, at.inputs, "inputs")
+        wrong = table((*loc, "points"), domain.points, at.inputs, "inputs")
         if not wrong and domain.weights is not None:
-            wrong = _masses((*loc, "weights"), domain.weights, len(domain.points), "one a point")
+            wrong = masses((*loc, "weights"), domain.weights, len(domain.points), "one a point")
         return wrong
-    wrong = _vector((*loc, "mean"), domain.mean, (at.inputs,), "inputs")
+    wrong = vector((*loc, "mean"), domain.mean, (at.inputs,), "inputs")
     return [*wrong, *covariance((*loc, "cov"), domain.cov, at.inputs, semi=True)]
 
 
@@ -161,7 +191,7 @@ def reward_complaints(loc: Loc, reward: s.Reward, at: Layout) -> list[Complaint]
     if reward.kind not in kinds:
         return [_misfit((*loc, "kind"), reward.kind, at, kinds)]
     if isinstance(reward, s.TableReward):
-        return [] if at.size is None else _vector((*loc, "values"), reward.values, (at.size,), "outcomes")
+        return [] if at.size is None else vector((*loc, "values"), reward.values, (at.size,), "outcomes")
     if isinstance(reward, s.HueBandReward):
         for index, (low, high) in enumerate(reward.bands):
             if low >= high:
@@ -191,7 +221,7 @@ def reward_complaints(loc: Loc, reward: s.Reward, at: Layout) -> list[Complaint]
         if at.kind == "outcomes"
         else "dim"
     )
-    wrong = [] if reward.vector is None else _sized((*loc, "vector"), reward.vector, dims, meaning)
+    wrong = [] if reward.vector is None else sized((*loc, "vector"), reward.vector, dims, meaning)
     if isinstance(reward, s.QuadraticReward):
         matrix = reward.matrix
         if reward.vector is not None and not wrong and at.kind == "regression":
@@ -199,7 +229,7 @@ def reward_complaints(loc: Loc, reward: s.Reward, at: Layout) -> list[Complaint]
         fits = [d for d in dims if matrix.shape in ((), (d,), (d, d))]
         if not fits:
             wrong.append(
-                _shape(
+                wrong_shape(
                     (*loc, "matrix"),
                     matrix,
                     f"a number, a diagonal or a matrix for {' or '.join(map(str, dims))} dimensions",
@@ -229,8 +259,8 @@ def family_complaints(loc: Loc, model: s.Model, space: s.Space, at: Layout) -> l
         wrong = covariance((*loc, "family", "noise"), family.noise, at.outputs)
     if model.start is not None and not wrong:
         number = num_params(family, at)
-        if number is not None or model.start.ndim != 1:
-            wrong = _vector((*loc, "start"), model.start, (number if number is not None else -1,), "parameters")
+        shape = None if number is None else (number,)
+        wrong = vector((*loc, "start"), model.start, shape, "parameters")
     return wrong
 
 
@@ -244,7 +274,7 @@ def _loglinear(loc: Loc, family: s.LogLinear, space: s.Space, at: Layout) -> lis
                     where, "found names of image statistics", "need an array (outcomes, d): the space has no images"
                 )
             ]
-        twice = _twice(features)
+        twice = twice_at(features)
         if twice is not None:
             return [Complaint((*where, twice), f"found {features[twice]!r} twice", "need each statistic once")]
         if "label" in features and space.label_column is None:
@@ -256,9 +286,9 @@ def _loglinear(loc: Loc, family: s.LogLinear, space: s.Space, at: Layout) -> lis
                 )
             ]
     elif features.ndim != 2 or 0 in features.shape or (at.size is not None and len(features) != at.size):
-        return [_shape((*loc, "features"), features, f"({at.size or 'outcomes'}, d), one row an outcome")]
+        return [wrong_shape((*loc, "features"), features, f"({at.size or 'outcomes'}, d), one row an outcome")]
     if base is not None:
-        wrong = _vector((*loc, "base"), base, (at.size or base.size,), "outcomes")
+        wrong = vector((*loc, "base"), base, (at.size or base.size,), "outcomes")
         if not wrong and base.min() <= 0:
             index = int(base.argmin())
             wrong = [Complaint((*loc, "base", index), f"found {base[index]:g}", "need positive numbers")]
@@ -285,52 +315,21 @@ def map_complaints(loc: Loc, affine: s.Affine, at: Layout) -> list[Complaint]:
     dim = at.outputs if at.kind == "regression" else at.dim or 0
     matrix, shift = affine.matrix, affine.shift
     if matrix is not None and matrix.shape not in ((), (dim,), (dim, dim)):
-        return [_shape((*loc, "matrix"), matrix, f"a number, a diagonal ({dim},) or a matrix ({dim}, {dim})")]
-    return [] if shift is None else _vector((*loc, "shift"), shift, (dim,), "dim")
-
-
-# --- arrays ---------------------------------------------------------------------------------------------------------
-
-
-def covariance(loc: Loc, array: np.ndarray, dim: int, semi: bool = False) -> list[Complaint]:
-    """A number, a diagonal or a symmetric matrix, positive definite (or semidefinite)."""
-    if array.shape not in ((), (dim,), (dim, dim)):
-        return [_shape(loc, array, f"a number, a diagonal ({dim},) or a matrix ({dim}, {dim})")]
-    if array.ndim == 2 and not symmetric(array):
-        return [Complaint(loc, "found a matrix that is not symmetric", "need a covariance")]
-    low = float(np.linalg.eigvalsh(array).min()) if array.ndim == 2 else float(array.min())
-    floor = 1e-12 * float(np.abs(array).max())
-    if low < -floor or (not semi and low <= floor):
-        what = f"a smallest {'eigenvalue' if array.ndim == 2 else 'variance'} of {low:.6g}"
-        return [Complaint(loc, f"found {what}", f"need {'none below 0' if semi else 'positive ones'}: a covariance")]
-    return []
-
-
-def full_matrix(array: np.ndarray, dim: int) -> np.ndarray:
-    """A number, a diagonal or a matrix as a matrix."""
-    if array.ndim == 2:
-        return array
-    out: np.ndarray = np.diag(np.broadcast_to(array, (dim,)))
-    return out
-
-
-def symmetric(matrix: np.ndarray) -> bool:
-    """Whether a square matrix equals its transpose to rounding."""
-    with np.errstate(over="ignore"):
-        return bool(np.abs(matrix - matrix.T).max() <= 1e-9 * np.abs(matrix).max())
+        return [wrong_shape((*loc, "matrix"), matrix, f"a number, a diagonal ({dim},) or a matrix ({dim}, {dim})")]
+    return [] if shift is None else vector((*loc, "shift"), shift, (dim,), "dim")
 
 
 def _rows(loc: Loc, rows: np.ndarray, at: Layout) -> list[Complaint]:
     if at.kind == "vectors":
         if rows.dtype.kind != "f":
             return [Complaint(loc, "found labels", "need numbers (n, dim)")]
-        return _table(loc, rows, at.dim or 0, "dim")
+        return table(loc, rows, at.dim or 0, "dim")
     if rows.ndim != 1 or not len(rows):
-        return [_shape(loc, rows, "(n,) indices from 0, or labels")]
+        return [wrong_shape(loc, rows, "(n,) indices from 0, or labels")]
     if rows.dtype.kind == "f":
         bad = np.flatnonzero((rows < 0) | (rows != np.floor(rows)) | (rows >= (at.size or math.inf)))
         if len(bad):
-            found = f"found {rows[bad[0]]:g}{_more(bad)}"
+            found = f"found {rows[bad[0]]:g}{more(bad)}"
             return [
                 Complaint(
                     (*loc, int(bad[0])),
@@ -346,52 +345,9 @@ def _rows(loc: Loc, rows: np.ndarray, at: Layout) -> list[Complaint]:
         return []
     return [
         Complaint(
-            (*loc, int(bad[0])), f"found {short(str(rows[bad[0]]))}{_more(bad)}", known(at.labels, str(rows[bad[0]]))
+            (*loc, int(bad[0])), f"found {short(str(rows[bad[0]]))}{more(bad)}", known(at.labels, str(rows[bad[0]]))
         )
     ]
-
-
-def _more(bad: np.ndarray) -> str:
-    return f" ({len(bad):,} such entries)" if len(bad) > 1 else ""
-
-
-def _table(loc: Loc, array: np.ndarray, width: int, meaning: str) -> list[Complaint]:
-    if array.ndim != 2 or array.shape[1] != width or not len(array):
-        return [_shape(loc, array, f"(n, {width}): rows of {width} ({meaning}), one or more")]
-    return []
-
-
-def _masses(loc: Loc, array: np.ndarray, size: int | None, meaning: str) -> list[Complaint]:
-    if array.ndim != 1 or array.size != (size or array.size):
-        return [_shape(loc, array, f"({size or 'n'},): {meaning}")]
-    if not len(array) or array.max() <= 0 or array.min() < 0:
-        index = int(array.argmin()) if len(array) and array.min() < 0 else None
-        found = "found only zeros" if index is None else f"found {array[index]:g}"
-        return [Complaint(loc if index is None else (*loc, index), found, "need numbers ≥ 0, not all 0")]
-    return []
-
-
-def _vector(loc: Loc, array: np.ndarray, shape: tuple[int, ...], meaning: str) -> list[Complaint]:
-    if array.shape != shape:
-        inner = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
-        return [
-            _shape(
-                loc,
-                array,
-                f"({inner}): ({meaning}{',' if len(shape) == 1 else ''})" if -1 not in shape else "(parameters,)",
-            )
-        ]
-    return []
-
-
-def _sized(loc: Loc, array: np.ndarray, sizes: tuple[int, ...], meaning: str) -> list[Complaint]:
-    if array.ndim != 1 or array.size not in sizes:
-        return [_shape(loc, array, f"{' or '.join(f'({n},)' for n in sizes)}: ({meaning},)")]
-    return []
-
-
-def _shape(loc: Loc, array: np.ndarray, need: str) -> Complaint:
-    return Complaint(loc, f"found {shape_text(array.shape)}", f"need {need}")
 
 
 def _misfit(loc: Loc, kind: str, at: Layout, kinds: tuple[str, ...]) -> Complaint:
@@ -399,13 +355,3 @@ def _misfit(loc: Loc, kind: str, at: Layout, kinds: tuple[str, ...]) -> Complain
     return Complaint(
         loc, f"found {kind!r}, which does not go with a space of {space}".replace("a space of a", "a"), known(kinds)
     )
-
-
-def _twice(names: list[str] | list[s.Statistic]) -> int | None:
-    """Where a name comes a second time."""
-    seen: set[str] = set()
-    for index, name in enumerate(names):
-        if name in seen:
-            return index
-        seen.add(name)
-    return None

@@ -25,7 +25,6 @@ from crossfeed.families.finite import Finite, FiniteReal, FiniteSource
 from crossfeed.families.gaussian import GaussianFull, GaussianMean, VectorReal, VectorSource
 from crossfeed.families.gaussian_picks import Stage, VectorReward, directions
 from crossfeed.families.linear import Inputs, LinearGaussian, LinearReal, LinearSource
-from crossfeed.families.picks import num_nodes
 
 STAGE_KEYS = ("candidates", "temperature", "noise", "other_share")
 
@@ -212,11 +211,30 @@ class _Compiler:
             (stage_kind(p), p.candidates, self.reward_kind(self.curator(j, p)), p.other_curator and self.reward_kind(p.other_curator))
             for _, p in _stages(source)
         )
+        ranks: tuple[int, ...] = ()
         if self.outcomes is not None:
             stages = tuple((kind, other is not None) for kind, _, _, other in stages)  # type: ignore[misc]
+        else:  # quadrature rules depend on it, and no source's numbers may depend on what it is stacked with
+            names = [n for _, p in _stages(source) for n in (self.curator(j, p), p.other_curator) if n]
+            ranks = tuple(self.num_directions((n,)) for n in names) if len(stages) < 2 else (self.num_directions(tuple(names)),)
         depths = tuple(depth for depth, _ in _stages(source))
         mapped = source.map is not None and (source.map.matrix is not None, source.map.shift is not None)
-        return ("model", group, self.place[j][0], stages, depths, mapped, domain)
+        return ("model", group, self.place[j][0], stages, ranks, depths, mapped, domain)
+
+    def num_directions(self, names: tuple[str, ...]) -> int:
+        """In how many directions of the outcome these rewards can look."""
+
+        def count() -> int:
+            dim = self.outcome_dim()
+            if any(isinstance(self.eco.rewards[n], schema.CallableReward) for n in names):
+                return dim
+            columns = []
+            for g, Q, _ in (self.polynomial(n, dim) for n in names):
+                columns += [g[-dim:, None]] + ([] if Q is None else [Q[-dim:]])
+            return int(torch.linalg.matrix_rank(torch.cat(columns, -1), rtol=1e-12))
+
+        found: int = self.cached(("directions", names), count)
+        return found
 
     def reward_kind(self, name: str) -> Any:
         reward = self.eco.rewards[name]
@@ -237,17 +255,13 @@ class _Compiler:
         producers = [self.index[s.producer] for s in sources]
         picks = [[_stages(s)[number][1] for s in sources] for number in range(depth)]
         if self.outcomes is not None:
-            stages, nodes = [], []
+            stages = []
             for level in picks:
                 table = torch.stack([self.table(self.curator(j, p)) for j, p in zip(producers, level, strict=True)])
                 others = [p.other_curator for p in level]
                 other = torch.stack([self.table(o) for o in others if o]) if all(others) else None
                 stages.append((stage_kind(level[0]), table, other))
-                spread = max(float(t.amax() - t.amin()) / max(p.temperature, 1e-9) for t, p in zip(table, level, strict=True))
-                if other is not None:
-                    spread = max(spread, *(float(t.amax() - t.amin()) / max(p.temperature, 1e-9) for t, p in zip(other, level, strict=True)))
-                nodes.append(num_nodes(min(spread, 650.0), min(max(p.candidates for p in level), 1e12)))
-            return FiniteSource(made, consumer, stages, slots, nodes)
+            return FiniteSource(made, consumer, stages, slots)
         dim = self.outcome_dim()
         stages = [
             Stage(

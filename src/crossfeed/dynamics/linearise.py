@@ -19,6 +19,7 @@ from torch import Tensor
 
 from crossfeed.dynamics.krylov import LinearSolution, gmres
 from crossfeed.dynamics.program import Program, SourceGroup
+from crossfeed.errors import NotStableError
 from crossfeed.families.base import jacobian
 
 DIRECT_LIMIT = 3000
@@ -83,12 +84,25 @@ class Linearisation:
 
     @cached_property
     def _factor(self) -> tuple[Tensor, Tensor]:
-        factor: tuple[Tensor, Tensor] = torch.linalg.lu_factor(torch.from_numpy(self.matrix.toarray()))
-        return factor
+        lu, pivots, _ = torch.linalg.lu_factor_ex(torch.from_numpy(self.matrix.toarray()))
+        return lu, pivots
 
     @cached_property
     def _inverse_diagonal(self) -> list[Tensor]:
-        return [torch.linalg.inv(d) for d in self.diagonal]
+        return self._inverses(self.diagonal, "D_ii")
+
+    def _inverses(self, blocks: list[Tensor], name: str) -> list[Tensor]:
+        out = []
+        for group, block in zip(self.program.model_groups, blocks, strict=True):
+            inverse, failed = torch.linalg.inv_ex(block)
+            if bool((failed != 0).any()):
+                model = self.program.names[int(group.members[int(failed.nonzero()[0, 0])])]
+                raise NotStableError(
+                    f"models.{model}: {name} is singular at this point, so that derivatives do not exist; some parameter is not "
+                    "determined by its training data: give it a ridge or real data, or drop collinear features"
+                )
+            out.append(inverse)
+        return out
 
     def apply(self, X: Tensor, transpose: bool = False) -> Tensor:
         """D X, or Dᵀ X, for X (D, R), block by block."""
@@ -114,7 +128,7 @@ class Linearisation:
             lu, pivots = self._factor
             X = torch.linalg.lu_solve(lu, pivots, B, adjoint=transpose)
             gap = (self.apply(X, transpose) - B).norm(dim=0) / B.norm(dim=0).clamp_min(1e-300)
-            residual = float(gap.max()) if gap.numel() else 0.0
+            residual = float(torch.nan_to_num(gap, nan=torch.inf).max()) if gap.numel() else 0.0
             return LinearSolution(X, "converged" if residual < 1e-6 else "budget", residual, 1)
         width = max(1, CHUNK_DOUBLES // (self.program.num_params * 40))
         parts = [
@@ -122,8 +136,10 @@ class Linearisation:
             for b in B.split(width, dim=1)
         ]
         X = torch.cat([p.value for p in parts], 1)
-        ok = all(p.result == "converged" for p in parts)
-        return LinearSolution(X, "converged" if ok else "budget", max(p.residual for p in parts), sum(p.steps for p in parts))
+        gap = (self.apply(X, transpose) - B).norm(dim=0) / B.norm(dim=0).clamp_min(1e-300)
+        residual = float(torch.nan_to_num(gap, nan=torch.inf).max())
+        ok = all(p.result == "converged" for p in parts) and residual < 1e-6
+        return LinearSolution(X, "converged" if ok else "budget", residual, sum(p.steps for p in parts))
 
     def isolated(self, B: Tensor, transpose: bool = False) -> Tensor:
         """Block-diagonal solve: every other model frozen (all B_ij, i ≠ j, set to 0)."""
@@ -132,7 +148,7 @@ class Linearisation:
     def round_jacobian(self) -> scipy.sparse.csr_array:
         """G = I − H⁻¹D, the Jacobian of one simultaneous exact round."""
         blocks, row, col = [], [], []
-        inverse = [torch.linalg.inv(h) for h in self.curvature]
+        inverse = self._inverses(self.curvature, "the curvature H")
         for e in self.edges:
             _append(blocks, row, col, -inverse[e.group.group][e.group.row] @ e.value, e.rows, e.cols)
         n = self.program.num_params

@@ -26,8 +26,8 @@ class Pool:
 
     Attributes:
         sizes: (N,) how often each model has been retrained; its pool holds ``sizes`` · n samples.
-        kept: Mean statistic (..., G, M), or mean count of each outcome a retraining (..., G, outcomes), by model group; for
-            subsampling vectors and pairs, the samples (..., sizes · n, k) by model. A scalar where there is nothing yet.
+        kept: Mean statistic (..., G, M), or mean count of each outcome (..., G, outcomes), by model group; for
+            subsampled vectors and pairs, the samples (..., sizes · n, k) by model. A scalar where there is none yet.
     """
 
     sizes: Tensor

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -214,19 +215,30 @@ class Program:
         return self._mix(parts, [counts[..., g.source].to(torch.float64) / num for g in self.source_groups])
 
     def _counts(self, batch: torch.Size, num: int, rng: np.random.Generator, fixed: bool) -> Tensor:
-        present = torch.cat([g.source for g in self.source_groups])
-        slots = torch.cat([g.weight_slot for g in self.source_groups])
-        consumer = np.array([self.sources[i].consumer for i in present.tolist()])
         shape = torch.broadcast_shapes(batch, self.settings.shape[:-1])
-        weights = self.settings[..., slots].expand(*shape, -1).numpy()
+        settings = self.settings.numpy()
         out = np.zeros((*shape, len(self.sources)), dtype=np.int64)
-        for model in np.unique(consumer):
-            at = np.flatnonzero(consumer == model)
-            w = weights[..., at].clip(0)
-            w = w / w.sum(-1, keepdims=True)
-            drawn = largest_remainder(w, num) if fixed else rng.multinomial(num, w)
-            out[..., present.numpy()[at]] = drawn
+        for source, slot in self._mixtures:
+            if source.shape[1] == 1:
+                out[..., source] = num
+                continue
+            w = settings[..., slot].clip(0)
+            w = np.broadcast_to(w / w.sum(-1, keepdims=True), (*shape, *slot.shape))
+            out[..., source] = largest_remainder(w, num) if fixed else rng.multinomial(num, w)
         return torch.from_numpy(out)
+
+    @cached_property
+    def _mixtures(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Source positions and weight slots, (models, sources) each, of the models here that have equally many sources."""
+        by_consumer: dict[int, list[tuple[int, int]]] = {}
+        for g in self.source_groups:
+            for source, slot in zip(g.source.tolist(), g.weight_slot.tolist(), strict=True):
+                by_consumer.setdefault(self.sources[source].consumer, []).append((source, slot))
+        by_count: dict[int, list[list[tuple[int, int]]]] = {}
+        for _, pairs in sorted(by_consumer.items()):
+            by_count.setdefault(len(pairs), []).append(pairs)
+        tables = [np.array(rows) for _, rows in sorted(by_count.items())]
+        return [(table[..., 0], table[..., 1]) for table in tables]
 
     def retrain(self, theta: Tensor, moments: list[Tensor]) -> Tensor:
         """Θ with every model of this program at the exact minimum of its loss for the given moments."""

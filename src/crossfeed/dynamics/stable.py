@@ -106,27 +106,43 @@ def _polished(program: Program, point: StablePoint) -> StablePoint:
 
 def plain(program: Program, theta: Tensor, tolerance: float = 1e-12, max_steps: int = 2000) -> StablePoint:
     """Repeated retraining, Θ ← T(Θ)."""
-    history: list[float] = []
-    first = float(theta.norm())
+    lengths: list[float] = []
+    first, residual, corner = float(theta.norm()), np.inf, theta
     for step in range(1, max_steps + 1):
-        new = round_map(program, theta)
+        new = _retrained(program, theta)
         if not bool(torch.isfinite(new).all()):
             return StablePoint(theta, "non-finite", np.inf, step, "plain")
-        history.append(_residual(new, theta))
+        if step == max_steps - max(max_steps // 4, 4):
+            corner = theta
+        lengths.append(float((new - theta).norm()))
+        residual = _residual(new, theta)
         theta = new
-        if history[-1] <= tolerance:
-            return StablePoint(theta, "converged", _residual(round_map(program, theta), theta), step, "plain")
+        if residual <= tolerance:
+            residual = _residual(_retrained(program, theta), theta)
+            if residual <= tolerance:
+                return StablePoint(theta, "converged", residual, step + 1, "plain")
         if float(theta.norm()) > 1e8 * (1 + first):
-            return StablePoint(theta, "diverged", history[-1], step, "plain")
-    return StablePoint(theta, _verdict(history), history[-1], max_steps, "plain")
+            return StablePoint(theta, "diverged", residual, step, "plain")
+    tail = lengths[-max(max_steps // 4, 4) - 1 :]
+    return StablePoint(theta, _verdict(tail, float((theta - corner).norm())), residual, max_steps, "plain")
 
 
-def _verdict(history: list[float]) -> Result:
-    """Still improving is ``budget``; a step size that settles is a drift, ``diverged``; anything else oscillates."""
-    tail = np.array(history[-max(len(history) // 4, 4) :])
-    if len(tail) < 4 or tail[-1] < 0.9 * tail[0]:
+def _verdict(lengths: list[float], way: float) -> Result:
+    """What steps of these lengths do that end ``way`` from where they began.
+
+    Steps that shrink are ``budget``; steps that grow or lead away, ``diverged``; steps that lead back, ``oscillating``.
+    """
+    if len(lengths) < 4 or lengths[-1] < 0.9 * lengths[0]:
         return "budget"
-    return "diverged" if tail.std() < 1e-3 * tail.mean() or tail[-1] > 1.5 * tail[0] else "oscillating"
+    return "diverged" if way > 0.5 * sum(lengths) or lengths[-1] > 1.5 * lengths[0] else "oscillating"
+
+
+def _retrained(program: Program, theta: Tensor) -> Tensor:
+    """T(Θ); NaN where a factorisation fails, so that no solver ends in an exception."""
+    try:
+        return round_map(program, theta)
+    except torch.linalg.LinAlgError:
+        return torch.full_like(theta, torch.nan)
 
 
 def anderson(
@@ -140,7 +156,7 @@ def anderson(
     steps: list[Tensor] = []
     best, best_residual = theta, np.inf
     for number in range(1, max_steps + 1):
-        new = round_map(program, theta)
+        new = _retrained(program, theta)
         if not bool(torch.isfinite(new).all()):
             return StablePoint(best, "non-finite", best_residual, number, "anderson")
         residual = _residual(new, theta)
@@ -163,7 +179,7 @@ def anderson(
 
 def newton(program: Program, theta: Tensor, tolerance: float = 1e-12, max_steps: int = 30) -> StablePoint:
     """Newton–Krylov on T(Θ) − Θ = 0 with the exact Jacobian I − G = H⁻¹D, halving steps that do not help."""
-    new = round_map(program, theta)
+    new = _retrained(program, theta)
     residual = _residual(new, theta)
     evaluations = 1
     for _ in range(max_steps):
@@ -178,7 +194,7 @@ def newton(program: Program, theta: Tensor, tolerance: float = 1e-12, max_steps:
         scale, accepted = 1.0, False
         while scale > 1e-4:
             trial = theta + scale * step.value[:, 0]
-            mapped = round_map(program, trial)
+            mapped = _retrained(program, trial)
             evaluations += 1
             size = _residual(mapped, trial)
             if np.isfinite(size) and size < residual:

@@ -87,6 +87,12 @@ def hessian_of(family: Family, theta: Tensor, moments: Tensor) -> Tensor:
     return found
 
 
+def cholesky(matrix: Tensor) -> Tensor:
+    """Lower Cholesky factor; NaN where there is none, so that a broken member of a stack does not stop the others."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.where((failed != 0)[..., None, None], torch.nan, factor)
+
+
 def newton_fit(family: Family, moments: Tensor, ridge: Tensor, start: Tensor, max_steps: int = 100) -> Tensor:
     """Damped Newton on the gradient of the expected loss; stops at machine precision or when no step helps.
 
@@ -105,7 +111,7 @@ def newton_fit(family: Family, moments: Tensor, ridge: Tensor, start: Tensor, ma
             if not bool((norm > 1e-14 * (1 + theta.norm(dim=-1, keepdim=True))).any()):
                 break
             hessian = hessian_of(family, theta, moments) + ridge[..., None, None] * eye
-            step = torch.linalg.lstsq(hessian, g[..., None], driver="gelsd").solution[..., 0] if _singular(hessian) else torch.linalg.solve(hessian, g)
+            step = _newton_step(hessian, g, bool((ridge > 0).all()))
             step = step * (20.0 / step.norm(dim=-1, keepdim=True).clamp_min(20.0))
             scale = torch.ones_like(norm)
             improved = torch.zeros_like(norm, dtype=torch.bool)
@@ -125,5 +131,12 @@ def newton_fit(family: Family, moments: Tensor, ridge: Tensor, start: Tensor, ma
     return theta
 
 
-def _singular(matrix: Tensor) -> bool:
-    return bool((torch.linalg.cond(matrix) > 1e14).any()) if matrix.shape[-1] <= 8 else False
+def _newton_step(hessian: Tensor, g: Tensor, regular: bool) -> Tensor:
+    """H⁻¹g; directions without curvature (collinear features, a distribution on a face) are left where they are."""
+    if regular or not bool(torch.isfinite(hessian).all()):
+        step, _ = torch.linalg.solve_ex(hessian, g[..., None])
+        return step[..., 0]
+    values, vectors = torch.linalg.eigh(hessian)
+    size = values.abs()
+    inverse = torch.where(size > 1e-14 * size.amax(-1, keepdim=True), 1 / values, 0.0)
+    return torch.einsum("...ij,...j,...kj,...k->...i", vectors, inverse, vectors, g)

@@ -95,10 +95,13 @@ class Finite:
     def fit(self, moments: Tensor, ridge: Tensor, start: Tensor) -> Tensor:
         """Maximum likelihood, with ridge; closed form for the full simplex without ridge, Newton otherwise."""
         if self.full and not bool((ridge > 0).any()):
-            p = torch.einsum("gnd,...gd->...gn", self.features.expand(moments.shape[-2], -1, -1), moments)
-            log_p = torch.log((p + 1 / self.num_outcomes).clamp_min(FLOOR))
-            return self.mean_statistic(log_p)
-        return newton_fit(self, moments, ridge, start)
+            return self._closed_form(moments)
+        found = newton_fit(self, moments, ridge, start)
+        return torch.where((ridge > 0)[..., None], found, self._closed_form(moments)) if self.full else found
+
+    def _closed_form(self, moments: Tensor) -> Tensor:
+        p = torch.einsum("gnd,...gd->...gn", self.features.expand(moments.shape[-2], -1, -1), moments)
+        return self.mean_statistic(torch.log((p + 1 / self.num_outcomes).clamp_min(FLOOR)))
 
     def entropy(self, theta: Tensor) -> Tensor:
         """(..., G) Shannon entropy in nats; falls to 0 on collapse."""
@@ -114,18 +117,17 @@ class FiniteSource:
         consumer: The consuming models, one a source.
         stages: A stage: (kind, table (E, n), other table or None); kinds as in :func:`crossfeed.families.picks.pick`.
         slots: Position of each scalar setting of each source in the settings vector, by key; (E,) each.
-        nodes: Quadrature nodes of each stage.
     """
 
-    def __init__(self, producer: Finite, consumer: Finite, stages: list[Any], slots: dict[str, Tensor], nodes: list[int]) -> None:
-        self.producer, self.consumer, self.stages, self.slots, self.nodes = producer, consumer, stages, slots, nodes
+    def __init__(self, producer: Finite, consumer: Finite, stages: list[Any], slots: dict[str, Tensor]) -> None:
+        self.producer, self.consumer, self.stages, self.slots = producer, consumer, stages, slots
         self._last: tuple[Tensor, list[Any]] | None = None
 
     def take(self, index: Tensor) -> FiniteSource:
         """Sources at ``index``."""
         stages = [(kind, a[index], None if b is None else b[index]) for kind, a, b in self.stages]
         slots = {key: value[index] for key, value in self.slots.items()}
-        return FiniteSource(self.producer.take(index), self.consumer.take(index), stages, slots, self.nodes)
+        return FiniteSource(self.producer.take(index), self.consumer.take(index), stages, slots)
 
     def _stages_at(self, settings: Tensor) -> list[Any]:
         """Each stage's operators and shares at the given settings; kept for the settings tensor last seen."""
@@ -135,8 +137,8 @@ class FiniteSource:
         out = []
         for number, (kind, table, other) in enumerate(self.stages):
             k, tau, noise, share = (settings[..., self.slots[f"{number}.{key}"]] for key in STAGE_KEYS)
-            main = operator(kind, table, k, tau, self.nodes[number])
-            second = None if other is None else operator(kind, other, k, tau, self.nodes[number])
+            main = operator(kind, table, k, tau)
+            second = None if other is None else operator(kind, other, k, tau)
             out.append((main, second, noise[..., None], share[..., None]))
         self._last = (settings, out)
         return out

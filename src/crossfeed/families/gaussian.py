@@ -7,6 +7,7 @@ r"""Gaussian models of vectors: unknown mean, or unknown mean and covariance.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from crossfeed.errors import NotAvailableError
-from crossfeed.families.base import EXPECTATION, LIKELIHOOD, RSAMPLE, newton_fit
+from crossfeed.families.base import EXPECTATION, LIKELIHOOD, RSAMPLE, cholesky, newton_fit
 from crossfeed.families.gaussian_picks import Stage, gaussian_pick
 
 
@@ -42,6 +43,14 @@ class GaussianMean:
     def mean_cov(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (..., G, d) and covariance (..., G, d, d)."""
         return theta, self.cov.expand(*theta.shape, self.dim)
+
+    def mean_scale(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (..., G, d) and a square root (G, d, d) of the covariance."""
+        return theta, self._scale
+
+    @cached_property
+    def _scale(self) -> Tensor:
+        return _root(self.cov)
 
     def log_prob(self, theta: Tensor, z: Tensor) -> Tensor:
         """log N(z; θ, cov) for z (..., G, n, d)."""
@@ -90,7 +99,7 @@ class GaussianFull:
 
     def pack(self, mean: Tensor, cov: Tensor) -> Tensor:
         """θ of N(mean, cov)."""
-        scale = torch.linalg.cholesky(cov)
+        scale = cholesky(cov)
         lower = scale[..., self._rows, self._cols]
         return torch.cat([mean, scale.diagonal(dim1=-2, dim2=-1).log(), lower], -1)
 
@@ -230,15 +239,10 @@ class VectorSource:
         """(..., E, num, d) delivered samples: candidates drawn, picked and mapped one by one."""
         at = self._at(settings)
         mean, cov = self.producer.mean_cov(theta)
-        scale = torch.linalg.cholesky(cov * at["sampling_temperature"][..., None, None])
+        scale = _root(cov * at["sampling_temperature"][..., None, None])
         total = num
         for number in range(len(self.stages)):
-            k = at[f"{number}.candidates"]
-            if not bool(torch.isfinite(k).all()):
-                raise NotAvailableError("finite samples from K = inf on vectors: no candidates can be drawn; use a finite K")
-            if not bool((k == k.reshape(-1)[0]).all()):
-                raise NotAvailableError("finite samples with different K in one batch: run them one by one")
-            total *= int(k.reshape(-1)[0])
+            total *= whole_candidates(at[f"{number}.candidates"])
         shape = torch.broadcast_shapes(mean.shape[:-1], settings.shape[:-1] + (mean.shape[-2],))
         noise = torch.from_numpy(rng.standard_normal((*shape, total, mean.shape[-1])))
         y = mean[..., None, :] + torch.einsum("...de,...ne->...nd", scale, noise)
@@ -257,7 +261,12 @@ class VectorSource:
         if self.stages:
             y = self.sample(theta, settings, int(counts.max()), rng)
             return _masked_mean(self.consumer.statistic(y), counts)
-        return _sampled_moments(self.consumer, *self.mean_cov(theta, settings), counts, rng)
+        mean, scale = self.producer.mean_scale(theta)
+        scale = scale * settings[..., self.slots["sampling_temperature"]].sqrt()[..., None, None]
+        if self.matrix is not None:
+            mean, scale = torch.einsum("...de,...e->...d", self.matrix, mean), self.matrix @ scale
+        mean = mean if self.shift is None else mean + self.shift
+        return _sampled_moments(self.consumer, mean, scale, counts, rng)
 
     def moments_cov(self, theta: Tensor, settings: Tensor) -> Tensor:
         """(..., E, M, M) covariance of the statistic of one sample."""
@@ -288,20 +297,24 @@ class VectorReal:
         for e, rows in enumerate(self.rows):
             if rows is None:
                 noise = torch.from_numpy(rng.standard_normal((*batch, num, self.mean.shape[-1])))
-                out.append(self.mean[e] + noise @ torch.linalg.cholesky(self.cov[e]).T)
+                out.append(self.mean[e] + noise @ _root(self.cov[e]).T)
             else:
                 out.append(rows[torch.from_numpy(rng.integers(0, len(rows), size=(*batch, num)))])
         return torch.stack(out, -3)
 
     def sample_moments(self, counts: Tensor, rng: np.random.Generator) -> Tensor:
         """As in :class:`VectorSource`; rows are drawn with replacement."""
-        out = _sampled_moments(self.consumer, self.mean.expand(*counts.shape, -1), self.cov.expand(*counts.shape, -1, -1), counts, rng)
+        out = _sampled_moments(self.consumer, self.mean.expand(*counts.shape, -1), self._scale, counts, rng)
         for e, rows in enumerate(self.rows):
             if rows is not None:
                 p = np.full(len(rows), 1 / len(rows))
                 drawn = rng.multinomial(counts[..., e].numpy().astype(np.int64), p) / np.maximum(counts[..., e : e + 1].numpy(), 1)
                 out[..., e, :] = torch.from_numpy(drawn) @ self.consumer.statistic(rows[None])[0]
         return out
+
+    @cached_property
+    def _scale(self) -> Tensor:
+        return _root(self.cov)
 
     def moments_cov(self) -> Tensor:
         """(E, M, M)."""
@@ -310,6 +323,17 @@ class VectorReal:
             if rows is not None:
                 out[e] = torch.cov(self.consumer.statistic(rows[None])[0].T, correction=0).reshape(out[e].shape)
         return out
+
+
+def _root(cov: Tensor) -> Tensor:
+    """A square root of a covariance: Cholesky's, or the symmetric one where it is singular to rounding; NaN where not finite."""
+    scale, failed = torch.linalg.cholesky_ex(cov)
+    if bool((failed != 0).any()):
+        broken = ~torch.isfinite(cov).all(-1).all(-1)[..., None, None]
+        values, vectors = torch.linalg.eigh(torch.where(broken, torch.zeros_like(cov), cov))
+        other = torch.where(broken, torch.nan, vectors * values.clamp_min(0.0).sqrt()[..., None, :])
+        scale = torch.where((failed != 0)[..., None, None], other, scale)
+    return scale
 
 
 def _draw(mean: Tensor, cov: Tensor, num: int, generator: torch.Generator) -> Tensor:
@@ -325,7 +349,8 @@ def _entropy(cov: Tensor) -> Tensor:
 def _moments(consumer: GaussianMean | GaussianFull, mean: Tensor, cov: Tensor) -> Tensor:
     if isinstance(consumer, GaussianMean):
         return mean
-    return torch.cat([mean, (cov + mean[..., :, None] * mean[..., None, :]).flatten(-2)], -1)
+    second = (cov + mean[..., :, None] * mean[..., None, :]).flatten(-2)
+    return torch.cat([mean.expand(*second.shape[:-1], -1), second], -1)
 
 
 def _moments_cov(consumer: GaussianMean | GaussianFull, mean: Tensor, cov: Tensor) -> Tensor:
@@ -348,12 +373,12 @@ def _masked_mean(statistic: Tensor, counts: Tensor) -> Tensor:
 
 
 def _sampled_moments(
-    consumer: GaussianMean | GaussianFull, mean: Tensor, cov: Tensor, counts: Tensor, rng: np.random.Generator
+    consumer: GaussianMean | GaussianFull, mean: Tensor, scale: Tensor, counts: Tensor, rng: np.random.Generator
 ) -> Tensor:
+    """Mean statistic of ``counts`` draws from N(mean, scale scaleᵀ); ``scale`` may have fewer leading dimensions."""
     shape = torch.broadcast_shapes(mean.shape[:-1], counts.shape)
     d = mean.shape[-1]
     size = counts.expand(shape).clamp_min(1)[..., None]
-    scale = torch.linalg.cholesky(cov)
     noise = torch.from_numpy(rng.standard_normal((*shape, d)))
     average = mean + torch.einsum("...de,...e->...d", scale, noise) / size.sqrt()
     if isinstance(consumer, GaussianMean):
@@ -366,6 +391,18 @@ def _sampled_moments(
     root = root * (freedom > 0)[..., None, :]  # n ≤ d samples: R has n − 1 columns
     factor = scale @ root
     return _moments(consumer, average, factor @ factor.transpose(-1, -2) / size[..., None])
+
+
+def whole_candidates(k: Tensor) -> int:
+    """The one K of a batch of sources whose candidates are drawn."""
+    first = float(k.reshape(-1)[0])
+    if not bool(torch.isfinite(k).all()):
+        raise NotAvailableError("finite samples from K = inf on continuous outcomes: no candidates can be drawn; use a finite K")
+    if not bool((k == first).all()):
+        raise NotAvailableError("finite samples with different K in one batch: run them one by one")
+    if first != int(first):
+        raise NotAvailableError(f"finite samples from K = {first:g} candidates: need a whole number")
+    return int(first)
 
 
 def _pick_samples(y: Tensor, stage: Stage, at: dict[str, Tensor], rng: np.random.Generator) -> Tensor:

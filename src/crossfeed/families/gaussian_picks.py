@@ -8,8 +8,8 @@ of those directions, u = Uᵀy is Gaussian, its pick is worked out on quadrature
 
 Closed forms are used where they exist: best of K by a linear reward (order statistics of the normal) and exponential
 tilting by a quadratic one (Σ' = (Σ⁻¹ − Q/τ)⁻¹, m' = Σ'(Σ⁻¹m + g/τ)).
-Nodes: one direction, the trapezoid rule on ±9 standard deviations (geometric convergence); two or three, tensor
-Gauss–Hermite; more, 4,096 scrambled Sobol points (seeded quasi-Monte Carlo).
+Nodes: one direction, the trapezoid rule on ±9 standard deviations (geometric convergence); two or three, the same on a
+ball; more, 4,096 scrambled Sobol points (seeded quasi-Monte Carlo).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crossfeed.families.base import cholesky
 from crossfeed.families.picks import operator
 
-PICK_NODES = 320
 SOBOL_POINTS = 4096
 
 
@@ -92,9 +92,10 @@ def nodes_and_weights(dim: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         z = np.linspace(-9.0, 9.0, 257)[:, None]
         w = np.exp(-0.5 * z[:, 0] ** 2)
     elif dim <= 3:
-        x, v = np.polynomial.hermite_e.hermegauss({2: 48, 3: 20}[dim])
-        z = np.stack(np.meshgrid(*[x] * dim, indexing="ij"), -1).reshape(-1, dim)
-        w = np.prod(np.stack(np.meshgrid(*[v] * dim, indexing="ij"), -1).reshape(-1, dim), -1)
+        radius, count = {2: (8.5, 61), 3: (7.5, 27)}[dim]
+        z = np.stack(np.meshgrid(*[np.linspace(-radius, radius, count)] * dim, indexing="ij"), -1).reshape(-1, dim)
+        z = z[(z**2).sum(-1) <= radius**2 * (1 + 1e-12)]
+        w = np.exp(-0.5 * (z**2).sum(-1))
     else:
         engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed)
         u = engine.draw(SOBOL_POINTS, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
@@ -155,7 +156,9 @@ def _best_linear(mean: Tensor, cov: Tensor, g: Tensor, k: Tensor) -> tuple[Tenso
     weight = w * k[..., None] * torch.exp((k[..., None] - 1) * torch.special.log_ndtr(z))
     first, second = (weight * z).sum(-1), (weight * z * z).sum(-1)
     towards = torch.einsum("...de,...e->...d", cov, g)
-    towards = towards / torch.einsum("...d,...d->...", towards, g).sqrt()[..., None]
+    variance = torch.einsum("...d,...d->...", towards, g)[..., None]
+    indifferent = variance <= 0  # a reward that is constant: any pick is as good
+    towards = torch.where(indifferent, 0.0, towards) / torch.where(indifferent, 1.0, variance).sqrt()
     change = (second - first**2 - 1)[..., None, None]
     return mean + first[..., None] * towards, cov + change * towards[..., :, None] * towards[..., None, :]
 
@@ -163,11 +166,14 @@ def _best_linear(mean: Tensor, cov: Tensor, g: Tensor, k: Tensor) -> tuple[Tenso
 def _tilt_quadratic(mean: Tensor, cov: Tensor, reward: VectorReward, tau: Tensor) -> tuple[Tensor, Tensor]:
     if reward.Q is None:
         return mean + torch.einsum("...de,...e->...d", cov, reward.g) / tau[..., None], cov
-    precision = torch.linalg.inv(cov)
-    tilted = torch.linalg.inv(precision - reward.Q / tau[..., None, None])
-    tilted = 0.5 * (tilted + tilted.transpose(-1, -2))
-    right = torch.einsum("...de,...e->...d", precision, mean) + reward.g / tau[..., None]
-    return torch.einsum("...de,...e->...d", tilted, right), tilted
+    # Σ' = L(I − LᵀQL/τ)⁻¹Lᵀ with Σ = LLᵀ needs no Σ⁻¹; where e^{r/τ} outgrows the Gaussian there is no Σ', hence NaN
+    scale = cholesky(cov)
+    bend = scale.transpose(-1, -2) @ reward.Q @ scale / tau[..., None, None]
+    inner = cholesky(torch.eye(cov.shape[-1], dtype=cov.dtype) - 0.5 * (bend + bend.transpose(-1, -2)))
+    half = torch.linalg.solve_triangular(inner, scale.transpose(-1, -2), upper=False)
+    tilted = half.transpose(-1, -2) @ half
+    slope = (reward.g + torch.einsum("...de,...e->...d", reward.Q, mean)) / tau[..., None]
+    return mean + torch.einsum("...de,...e->...d", tilted, slope), tilted
 
 
 def _on_nodes(
@@ -176,16 +182,16 @@ def _on_nodes(
     z, w = nodes_and_weights(U.shape[-1], seed)
     G = U.transpose(-1, -2) @ cov @ U
     centre = torch.einsum("...de,...d->...e", U, mean)
-    u = centre[..., None, :] + torch.einsum("...ef,nf->...ne", torch.linalg.cholesky(G), z)
+    u = centre[..., None, :] + torch.einsum("...ef,nf->...ne", cholesky(G), z)
     p = w.expand(u.shape[:-1])
     for number, stage in enumerate(stages):
         k, tau, noise, share = (at[f"{number}.{key}"] for key in ("candidates", "temperature", "noise", "other_share"))
         shape = torch.broadcast_shapes(p.shape[:-1], k.shape)
         p, k = p.expand(*shape, p.shape[-1]), k.expand(shape)
-        picked = (1 - noise - share)[..., None] * operator(stage.kind, stage.reward.on(U, u), k, tau, PICK_NODES)(p)
+        picked = (1 - noise - share)[..., None] * operator(stage.kind, stage.reward.on(U, u), k, tau)(p)
         picked = picked + noise[..., None] * p
         if stage.other is not None:
-            picked = picked + share[..., None] * operator(stage.kind, stage.other.on(U, u), k, tau, PICK_NODES)(p)
+            picked = picked + share[..., None] * operator(stage.kind, stage.other.on(U, u), k, tau)(p)
         p = picked
     base_mean = torch.einsum("n,...ne->...e", w, u)
     base = u - base_mean[..., None, :]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from crossfeed.errors import NotAvailableError
 from crossfeed.families.base import EXPECTATION, LIKELIHOOD, RSAMPLE
-from crossfeed.families.gaussian import _masked_mean, _pick_samples, log_normal
-from crossfeed.families.gaussian_picks import Stage, gaussian_pick
+from crossfeed.families.gaussian import _masked_mean, _pick_samples, log_normal, whole_candidates
+from crossfeed.families.gaussian_picks import Stage, VectorReward, directions, gaussian_pick
 
 
 class LinearGaussian:
@@ -166,8 +166,6 @@ class LinearSource:
 
     def _conditioned(self, x: Tensor) -> list[Stage]:
         """Rewards as functions of y at inputs x (..., E, m, inputs)."""
-        from crossfeed.families.gaussian_picks import VectorReward
-
         def given(reward: VectorReward | None, cross: Tensor | None) -> VectorReward | None:
             if reward is None:
                 return None
@@ -196,7 +194,7 @@ class LinearSource:
             )
             centre = torch.zeros_like(mean[..., :1, :]) if flat else mean  # a linear reward moves every answer alike
             shape = torch.broadcast_shapes(centre.shape[:-1], cov.shape[:-2])
-            U = None if self.U is None else self.U[:, None]
+            U = None if self.U is None else _all_directions(stages, mean.shape[-1])
             picked, cov = gaussian_pick(
                 centre.expand(*shape, -1), cov.expand(*shape, -1, -1), stages, at, U, self.seed
             )
@@ -221,7 +219,7 @@ class LinearSource:
         at = {key: settings[..., slot] for key, slot in self.slots.items()}
         total = num
         for number in range(len(self.stages)):
-            total *= int(at[f"{number}.candidates"].reshape(-1)[0])
+            total *= whole_candidates(at[f"{number}.candidates"])
         repeat = total // max(num, 1)
         mean = self.producer.answer(theta, x).repeat_interleave(repeat, -2)
         noise = torch.from_numpy(rng.standard_normal(tuple(mean.shape)))
@@ -286,6 +284,13 @@ class LinearReal:
         """(E, M, M)."""
         cov = self.cov.expand(*self.mean.shape, self.mean.shape[-1])
         return _statistic_cov(self.consumer, self.inputs.nodes, self.inputs.weights, self.mean, cov)
+
+
+def _all_directions(stages: list[Stage], dim: int) -> Tensor:
+    """Basis of what the rewards of all stages look at, given the inputs: with Q_yx it turns with x."""
+    rewards = [r for s in stages for r in (s.reward, s.other) if r is not None]
+    shape = torch.broadcast_shapes(*(r.g.shape for r in rewards))
+    return directions([VectorReward(r.g.expand(shape), r.Q) for r in rewards], dim)
 
 
 def _statistic_cov(consumer: LinearGaussian, x: Tensor, w: Tensor, mean: Tensor, cov: Tensor) -> Tensor:

@@ -38,8 +38,8 @@ def num_nodes(spread: float, candidates: float) -> int:
 
 def nodes_for(r: Tensor, candidates: Tensor) -> int:
     """Quadrature nodes that serve rewards r (..., n) in units of τ and K candidates as they are now."""
-    r = r.detach()
-    return num_nodes(float((r.amax(-1) - r.amin(-1)).max()), float(candidates.detach().max()))
+    spread = torch.nan_to_num(r.detach().amax(-1) - r.detach().amin(-1), nan=0.0)
+    return num_nodes(float(spread.max()), float(candidates.detach().max()))
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,11 @@ def tilt(p: Tensor, r: Tensor) -> Tensor:
     return q / q.sum(-1, keepdim=True)
 
 
-def operator(kind: str, reward: Tensor, candidates: Tensor, temperature: Tensor, nodes: int) -> Callable[[Tensor], Tensor]:
+def operator(kind: str, reward: Tensor, candidates: Tensor, temperature: Tensor) -> Callable[[Tensor], Tensor]:
     """One stage by its kind, ready to apply to any p: ``plackett_luce``, ``best`` (τ = 0) or ``tilt`` (K = ∞)."""
     if kind == "best":
         return lambda p: best_of(p, reward, candidates)
     r = reward / temperature[..., None]
     if kind == "tilt":
         return lambda p: tilt(p, r)
-    return PlackettLuce.of(r, candidates, max(nodes, nodes_for(r, candidates)))
+    return PlackettLuce.of(r, candidates, nodes_for(r, candidates))

@@ -18,6 +18,8 @@ from crossfeed.families.linear import Inputs
 
 def tensor(array: Any) -> Tensor:
     """A float64 copy."""
+    if isinstance(array, Tensor):
+        return array.to(torch.float64)
     return torch.from_numpy(np.array(array, dtype=np.float64))
 
 

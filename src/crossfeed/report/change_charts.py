@@ -27,7 +27,8 @@ def changes(audit: words.Audit, most: int = 14) -> list[Panel]:
 
 def _change(audit: words.Audit, change: dict[str, Any], most: int) -> Panel | None:
     names, rows = words.labels(audit), []
-    verdicts, first, alone = (change.get(key) or [None] * len(names) for key in ("verdict", "first_order", "isolated"))
+    verdicts, first = (change.get(key) or [None] * len(names) for key in ("verdict", "first_order"))
+    alone = words.alone(audit, change)
     for k, (before, after) in enumerate(zip(change.get("before") or [], change.get("after") or [], strict=False)):
         if before is None or after is None:
             continue
@@ -50,7 +51,7 @@ def _change(audit: words.Audit, change: dict[str, Any], most: int) -> Panel | No
     kept = sorted(rows, key=lambda r: -abs(r["moved"]))[:most]
     rows = [r for r in rows if r in kept]
     low, high = padded([r[key] for r in rows for key in ("moved", "predicted", "alone")], [0.0])
-    scale = {"domain": [low, high + 0.3 * (high - low)], "nice": False}
+    scale = {"domain": [low, high + 0.55 * (high - low)], "nice": False}
     y = {"y": category("model", [r["model"] for r in rows])}
     moved = quantity("moved", "change of alignment", scale=scale)
     hints = tooltip(
@@ -90,7 +91,7 @@ def _change(audit: words.Audit, change: dict[str, Any], most: int) -> Panel | No
                 "align": "right",
                 "color": token("muted"),
                 "x": {"expr": "width - 4"},
-                "opacity": {"expr": "width > 290 ? 1 : 0"},
+                "opacity": {"expr": "width > 250 ? 1 : 0"},
             },
             "encoding": {**y, "text": {"field": "text", "type": "nominal"}},
         },

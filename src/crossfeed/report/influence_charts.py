@@ -70,12 +70,11 @@ def _cells(audit: words.Audit) -> Panel:
                     "shade": None if value is None else _shade(value, largest),
                     "word": verdict or "no curation to raise",
                     "symbol": symbol,
-                    "text": symbol
-                    if value is None
-                    else f"{symbol} {words.number(value, 3 if count <= 6 else 2, sign=True)}",
+                    "number": "" if value is None else words.number(value, 2, sign=True),
+                    "text": symbol if value is None else f"{symbol} {words.number(value, sign=True)}",
                 }
             )
-    low, wide = (46, 92) if count <= 4 else (34, 62) if count <= 12 else (20, 26)
+    low, wide = (46, 92) if count <= 4 else (38, 46) if count <= 12 else (20, 26)
     colour = {"condition": {"test": "abs(datum.shade) > 0.72", "value": token("on-strong")}, "value": token("ink")}
     enough = f"width >= {count * wide}"
 
@@ -110,7 +109,7 @@ def _cells(audit: words.Audit) -> Panel:
             text("symbol", 0, 16, f"!({enough})"),
         ]
     elif count <= 12:
-        layers += [text("text", 0, 11.5, enough), text("symbol", 0, 13, f"!({enough})")]
+        layers += [text("number", 8, 11, enough), text("symbol", -7, 11, enough), text("symbol", 0, 13, f"!({enough})")]
     else:
         layers += [text("symbol", 0, 10, "true")]
     slant = {"labelAngle": -40, "labelAlign": "left", "labelBaseline": "bottom"} if count > 4 else {"labelAngle": 0}

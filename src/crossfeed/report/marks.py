@@ -20,11 +20,19 @@ PLAIN = (
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing: a Vega-Lite spec as wide as its container, what it is called, and what it shows in a sentence."""
+    """One drawing.
+
+    Args:
+        title: What it is called.
+        alt: What it shows, in a sentence.
+        spec: Vega-Lite, as wide as its container.
+        longest: Letters of the longest label beside it; long ones ask for the full width of the page.
+    """
 
     title: str
     alt: str
     spec: Spec
+    longest: int = 0
 
 
 def view(rows: Sequence[Mapping[str, Any]], height: float, **parts: Any) -> Spec:

@@ -100,7 +100,7 @@ class Page:
                 f'style="min-height:{height}px"></div>'
             )
             cells.append(f'<div class="panel">{title}{drawing}</div>')
-        kind = "panels" if len(panels) > 1 else "single"
+        kind = "panels" if len(panels) > 1 and max(p.longest for p in panels) <= 24 else "single"
         return (
             f'<figure class="{kind}"><div '
             f'class="cells">{"".join(cells)}</div><figcaption>{caption}</figcaption></figure>'

@@ -20,9 +20,9 @@ def plans(audit: words.Audit, page: Page) -> str:
         title = f"{text(change['path'], 60)}: {num(change['from'])} → {num(change['to'])}"
         before, after = change.get("before") or [], change.get("after") or []
         first, verdicts = change.get("first_order") or [], change.get("verdict") or []
-        alone = change.get("isolated") or []
+        alone = words.alone(audit, change)
         if not after:
-            rows.append([title, f"no result: {text(change.get('result'))}", *["–"] * 6])
+            rows.append([title, text(change.get("note") or f"no result: {change.get('result')}"), *["–"] * 6])
         order = sorted(range(min(len(before), len(after))), key=lambda k: -abs((after[k] or 0) - (before[k] or 0)))
         for k in sorted(order[: 50 if len(names) > MANY else None]):
             at: dict[str, Any] = {"change": c, "model": k}

@@ -123,7 +123,7 @@ def route(path: Sequence[str], names: Mapping[str, str]) -> str:
     return shown if len(path) > 1 else f"{shown}, directly"
 
 
-def walks(audit: words.Audit, most: int = 6, longest: int = 10) -> list[Panel]:
+def walks(audit: words.Audit, most: int = 6, show: int = 10) -> list[Panel]:
     """How much of an influence travels along each path through the data-flow graph, one panel a pair."""
     names, panels = words.namer(audit), []
     for title, group in _ranked(audit.get("walks") or [], most, names, _influences(audit)):
@@ -131,16 +131,17 @@ def walks(audit: words.Audit, most: int = 6, longest: int = 10) -> list[Panel]:
         parts = sorted((w for w in item["walks"] if w.get("value") is not None), key=lambda w: -abs(w["value"]))
         rows = [
             {"path": words.clean(route(w["path"], names), 90), "value": w["value"], "zero": 0, "kind": "one path"}
-            for w in parts[:longest]
+            for w in parts[:show]
         ]
-        rest = (item.get("rest") or 0.0) + sum(w["value"] for w in parts[longest:])
+        rest = (item.get("rest") or 0.0) + sum(w["value"] for w in parts[show:])
         if rest:
             rows.append({"path": "all other paths", "value": rest, "zero": 0, "kind": "one path"})
         if item.get("total") is not None:
             rows.append({"path": "total", "value": item["total"], "zero": 0, "kind": "total"})
         if rows:
             alt = f"{title}: " + "; ".join(f"{r['path']} {words.number(r['value'], sign=True)}" for r in rows)
-            panels.append(Panel(title, alt, _signed_bars(rows, "path", "influence along the path")))
+            longest = max(len(r["path"]) for r in rows)
+            panels.append(Panel(title, alt, _signed_bars(rows, "path", "influence along the path"), longest))
     return panels
 
 
@@ -166,12 +167,12 @@ def _signed_bars(rows: list[dict[str, Any]], field: str, title: str) -> Spec:
     return view(rows, max(70, 30 * len(order)), layer=[bars, rule("x", 0)])
 
 
-def edges(audit: words.Audit, most: int = 6, longest: int = 12) -> list[Panel]:
+def edges(audit: words.Audit, most: int = 6, show: int = 12) -> list[Panel]:
     """Influence with each data flow in place and with it cut, one panel a pair."""
     names, panels = words.namer(audit), []
     for title, group in _ranked(audit.get("edge_attribution") or [], most, names, _influences(audit)):
         rows = []
-        for item in sorted(group, key=lambda e: -abs((e.get("with") or 0) - (e.get("without") or 0)))[:longest]:
+        for item in sorted(group, key=lambda e: -abs((e.get("with") or 0) - (e.get("without") or 0)))[:show]:
             if item.get("with") is not None and item.get("without") is not None:
                 flow = f"{words.called(names, item['producer'])} → {words.called(names, item['consumer'])}"
                 name = f"{flow} ({words.clean(item['name'], 30)})"
@@ -226,17 +227,17 @@ def edges(audit: words.Audit, most: int = 6, longest: int = 12) -> list[Panel]:
         for layer in layers[1:]:
             layer["encoding"] |= {"y": category("edge", order, axis={"grid": True}), "color": colour, "tooltip": hints}
         alt = f"{title}: " + "; ".join(f"without {r['edge']} {words.number(r['without'], sign=True)}" for r in rows)
-        panels.append(Panel(title, alt, view(rows, max(70, 32 * len(order)), layer=layers)))
+        panels.append(Panel(title, alt, view(rows, max(70, 32 * len(order)), layer=layers), max(map(len, order))))
     return panels
 
 
-def contributions(audit: words.Audit, most: int = 6, longest: int = 12) -> list[Panel]:
+def contributions(audit: words.Audit, most: int = 6, show: int = 12) -> list[Panel]:
     """What each direction adds to self-influence: as people push it, and after the ecosystem has turned it."""
     names, panels = words.namer(audit), []
     kinds = {"as pushed by the picks": "real", "after the ecosystem": "first"}
     for item in (audit.get("contributions") or [])[:most]:
         parts = [p for p in item["items"] if p.get("raw") is not None and p.get("distorted") is not None]
-        kept = sorted(parts, key=lambda p: -max(abs(p["raw"]), abs(p["distorted"])))[:longest]
+        kept = sorted(parts, key=lambda p: -max(abs(p["raw"]), abs(p["distorted"])))[:show]
         parts = [p for p in parts if p in kept]
         if not parts:
             continue

@@ -17,10 +17,14 @@ def rest(audit: words.Audit, page: Page) -> str:
     found, stable = audit.get("stability") or {}, audit["stable"]
     intro = paragraph(text(words.settles(audit))) + paragraph(
         "A <dfn>stable point</dfn> is a state of all models that one more round of retraining leaves as it is. "
-        "It was sought by "
-        f"{text(stable.get('method') or 'repeated retraining')} from "
-        f"{words.plural(stable.get('starts') or 1, 'start')} and left a residual of "
-        f"{num(stable.get('residual'), 2, of='residual')} after {words.plural(stable.get('steps') or 0, 'step')}."
+        f"Sought by {text(stable.get('method') or 'repeated retraining')}; after "
+        f"{words.plural(stable.get('steps') or 0, 'step')} a residual of "
+        f"{num(stable.get('residual'), of='residual')} was left."
+        + (
+            f" {words.plural(stable['starts'], 'start')} led to no other stable point."
+            if stable.get("starts") and not stable.get("others")
+            else ""
+        )
     )
     drawing = page.figure(
         "stability",
@@ -118,7 +122,7 @@ def moves(audit: words.Audit, page: Page) -> str:
             text(names[k]),
             num(line[0], of="start", model=k),
             num(line[-1], of="end", model=k),
-            num((found.get("delta") or [[None]] * len(names))[k][-1], 2),
+            num((found.get("delta") or [[None]] * len(names))[k][-1]),
         ]
         for k, line in enumerate(series)
         if line

@@ -16,7 +16,7 @@
   // What must follow the width of the page: room for labels, columns of a legend.
   const configFor = (width) => ({
     ...data.config,
-    axisY: { labelLimit: Math.round(Math.max(84, Math.min(230, width * 0.36))) },
+    axisY: { labelLimit: Math.round(Math.max(84, Math.min(330, width * 0.38))) },
     legend: { ...data.config.legend, gradientLength: Math.round(Math.min(280, width * 0.5)) },
   });
   const LETTER = 7.6, SYMBOL = 30;

@@ -26,7 +26,7 @@ PALETTES: dict[Scheme, dict[str, str]] = {
         "line": "#c9d0d8",
         "grid": "#e8ecf0",
         "helps": "#0b5a9c",
-        "dampened": "#2b7f95",
+        "dampened": "#1f7488",
         "no-effect": "#5b6570",
         "backfires": "#b04508",
         "real": "#68737f",

@@ -224,6 +224,15 @@ def bottom_line(audit: Audit) -> str:
     )
 
 
+def alone(audit: Audit, change: Mapping[str, Any]) -> list[float | None]:
+    """A change's effect if the other models stood still, a number a model; given for the changed model only."""
+    given = change.get("isolated")
+    if isinstance(given, Sequence):
+        return list(given)
+    changed_model = str(change["path"]).split(".", 1)[0]
+    return [given if model["name"] == changed_model else None for model in audit["models"]]
+
+
 CHANGE = {"helps": "rises", "dampened": "rises", "backfires": "falls", "no effect": "stays"}
 
 
@@ -237,7 +246,8 @@ def changed(audit: Audit, change: Mapping[str, Any], most: int = 4) -> list[Clau
         if before is not None and after is not None
     ]
     if not pairs:
-        return [*clauses, Clause(f"no new stable point was found ({clean(change.get('result') or 'unknown')}).")]
+        why = clean(change.get("note") or change.get("result") or "unknown").rstrip(".")
+        return [*clauses, Clause(f"no new stable point was found ({why}).")]
     pairs.sort(reverse=True)
     for position, (_, k, before, after) in enumerate(pairs[:most]):
         verdict = (change.get("verdict") or [None] * len(names))[k]
