@@ -6,7 +6,6 @@ Finite-sample derivatives: 18 values of t × n in {4, 12, 64} × λ ± 0.02 × 4
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -83,34 +82,38 @@ def jobs(c: Constants, share: float = 1.0) -> list[Job]:
 
 
 def ecosystem(c: Constants, ts: np.ndarray) -> s.Ecosystem:
-    """All values of t as pairs p, q that have nothing to do with each other, in one ecosystem."""
-    variance = c.sigma**2
+    """All values of t as pairs p, q that have nothing to do with each other, in one ecosystem.
+
+    q sees M y with y from p, M = t A. The published loop gives it noise σ² in every direction, so p's own is σ² M⁻¹M⁻ᵀ.
+    """
     models: dict[str, s.Model] = {}
+    rewards: dict[str, s.Reward] = {}
+
+    def reward(g: np.ndarray, eta: float, cov: np.ndarray) -> s.QuadraticReward:
+        return s.QuadraticReward(vector=g, matrix=-eta, constant=0.5 * eta * float(np.trace(cov)))
+
+    cov_q = c.sigma**2 * np.eye(len(c.a))
+    rewards["q"] = reward(c.g_q, c.eta_q, cov_q)
     for k, t in enumerate(ts):
-        plain = s.Raw(name="plain", producer=f"q{k}", weight=1 - c.lambda_0)
-        shifted = s.Raw(name="shifted", producer=f"q{k}", weight=c.lambda_0, map=s.Affine(shift=c.a))
-        mapped = s.Raw(name="mapped", producer=f"p{k}", weight=1.0, map=s.Affine(matrix=t * c.A))
-        family = s.GaussianMean(cov=variance)
-        models[f"p{k}"] = s.Model(family=family, reward="p", sources=[plain, shifted], start=np.zeros(len(c.a)))
-        models[f"q{k}"] = s.Model(family=family, reward="q", sources=[mapped], start=np.zeros(len(c.a)))
-    names = [[f"p{k}" for k in range(len(ts))], [f"q{k}" for k in range(len(ts))]]
-    return s.Ecosystem(
-        space=s.Vectors(dim=len(c.a)),
-        rewards={
-            "p": s.QuadraticReward(vector=c.g_p, matrix=-c.eta_p, constant=0.5 * c.eta_p * variance * len(c.a)),
-            "q": s.QuadraticReward(vector=c.g_q, matrix=-c.eta_q, constant=0.5 * c.eta_q * variance * len(c.a)),
-        },
-        models=models,
-        update=s.Update(order=s.Cycle(rounds=[names])),
-    )
+        inverse = np.linalg.inv(t * c.A)
+        cov_p = c.sigma**2 * inverse @ inverse.T
+        rewards[f"p{k}"] = reward(c.g_p, c.eta_p, cov_p)
+        raw = s.Raw(name="raw", producer=f"q{k}", weight=1 - c.lambda_0)
+        curated = s.Curated(producer=f"q{k}", name="curated", weight=c.lambda_0, candidates=1, map=s.Affine(shift=c.a))
+        turned = s.Raw(producer=f"p{k}", weight=1.0, map=s.Affine(matrix=t * c.A))
+        models[f"p{k}"] = s.Model(family=s.GaussianMean(cov=cov_p), reward=f"p{k}", sources=[raw, curated])
+        models[f"q{k}"] = s.Model(family=s.GaussianMean(cov=cov_q), reward="q", sources=[turned])
+    first, second = ([f"{m}{k}" for k in range(len(ts))] for m in "pq")
+    order = s.Cycle(rounds=[[first, second]])
+    return s.Ecosystem(space=s.Vectors(dim=len(c.a)), rewards=rewards, models=models, update=s.Update(order=order))
 
 
 def with_ratios(program: Program, lambdas: np.ndarray, num_pairs: int) -> Program:
     """The program at several curation ratios at once."""
     settings = program.settings.expand(len(lambdas), -1).clone()
     for k in range(num_pairs):
-        settings[:, program.slots[f"p{k}.sources.shifted.weight"]] = torch.from_numpy(lambdas)
-        settings[:, program.slots[f"p{k}.sources.plain.weight"]] = torch.from_numpy(1 - lambdas)
+        settings[:, program.slots[f"p{k}.sources.curated.weight"]] = torch.from_numpy(lambdas)
+        settings[:, program.slots[f"p{k}.sources.raw.weight"]] = torch.from_numpy(1 - lambdas)
     return program.with_settings(settings)
 
 
@@ -118,7 +121,7 @@ def by_library(c: Constants, job: Job, seed: int = 0) -> np.ndarray:
     """(seeds, λ, t, 2) mean alignment of p and q over the last rounds; all runs of the job advance together."""
     eco = ecosystem(c, job.t)
     program = with_ratios(compile_ecosystem(eco), job.lambdas, len(job.t))
-    state = State(program.start.expand(job.num_seeds, len(job.lambdas), -1))
+    state = State(torch.zeros(job.num_seeds, len(job.lambdas), program.num_params, dtype=torch.float64))
     samples = s.Samples(per_round=job.num_samples)
     total = torch.zeros(job.num_seeds, len(job.lambdas), 2 * len(job.t), dtype=torch.float64)
     for number in range(ROUNDS):
@@ -129,9 +132,6 @@ def by_library(c: Constants, job: Job, seed: int = 0) -> np.ndarray:
 
 
 # --- one run at a time ---------------------------------------------------------------------------------------------------
-
-Step = Callable[..., np.ndarray]
-
 
 def every_sample(c: Constants, A: np.ndarray, ratio: float, n: int, seed: int) -> tuple[float, float]:
     """One run that draws the n samples of each model and round."""

@@ -18,6 +18,7 @@ FAMILIES = (
     "mixed_vectors",
 )
 _FINITE = ("categorical", "loglinear", "mixed_finite")
+_SPREADING = ("gaussian", "mixed_vectors")
 _VECTORS = ("gaussian_mean", "gaussian", "mixed_vectors")
 
 
@@ -26,7 +27,7 @@ def random_ecosystem(
     num_models: int,
     seed: int,
     *,
-    real: float = 0.25,
+    real: float | None = None,
     num_without_real: int = 0,
     ridge: float | tuple[float, float] = (0.0, 0.3),
     dim: int | None = None,
@@ -52,7 +53,8 @@ def random_ecosystem(
             Gaussian families.
         num_models: N.
         seed: Of everything.
-        real: Every model's least weight of real data; the weight is uniform between it and 0.35 more.
+        real: Every model's least weight of real data; the weight is uniform between it and 0.35 more. 0.25 by default, 0.5
+            where covariances are learnt: curators who like outliers make spread grow, and more of it makes more outliers.
         num_without_real: This many models, the last ones, get no real data (they need others that have some).
         ridge: The models' ridge, or an interval that it is drawn from for half of the models, 0 for the others.
         dim: Dimension of vectors, features or inputs; vectors 2, others 2 or 3 by default (outcomes: 5 to 7 in number).
@@ -76,6 +78,7 @@ def random_ecosystem(
     rng = np.random.default_rng(np.random.SeedSequence([seed, FAMILIES.index(family), num_models]))
     world = _World(family, dim, rewards, full_rank, rng)
     names = [f"m{i}" for i in range(num_models)]
+    real = (0.5 if family in _SPREADING else 0.25) if real is None else real
     models: dict[str, s.Model] = {}
     own = {name: world.pick(list(world.rewards)) for name in names}
     for i, name in enumerate(names):
@@ -137,7 +140,7 @@ class _World:
     ) -> None:
         self.kind, self.rng, self.finite, self.full_rank = family, rng, family in _FINITE, full_rank
         self.dim = dim if dim is not None else 2 if family in _VECTORS else int(rng.integers(2, 4))
-        self.reward_size = 0.2 if family in ("gaussian", "mixed_vectors") else 0.5  # a spread that grows feeds on itself
+        self.reward_size = 0.2 if family in _SPREADING else 0.5  # a spread that grows feeds on itself
         self.domains: dict[str, s.Domain] = {}
         self.space: s.Space
         self.data: dict[str, s.Data]
@@ -227,7 +230,8 @@ class _World:
         curator = people
         finite = [k for k in candidates if 1 < k < float("inf")]
         if best and finite and rng.random() < 0.2 and (self.finite or (linear and not multiple)):
-            fields |= {"temperature": 0.0, "candidates": self.pick(finite)}
+            few = min(finite) if self.kind in _SPREADING else self.pick(finite)
+            fields |= {"temperature": 0.0, "candidates": few}
             options = options if self.finite else linear
         elif self.kind == "linear_gaussian" and not self.full_rank and (multiple or fields["candidates"] != float("inf")):
             options = linear or options  # other picks take quadrature at every input

@@ -37,8 +37,8 @@ line and the path of every problem. `crossfeed schema` prints the JSON Schema th
 
 **Settings by path.** Changes, thresholds and `crossfeed sweep --vary` name a number of the spec by its path:
 `p.curation` (the share of curated data of model p; what is not curated, or what `gives_way`, shrinks), `p.cross_share`
-(the share of p's curated data that other models made), `p.ridge`, `p.sources.NAME.weight` (the other sources give way in
-proportion), and of one source `sampling_temperature`, `candidates`, `temperature`, `noise`, `other_share`, and of a
+(the share of p's curated data that other models made), `p.ridge`, `p.sources.NAME.weight` (the other sources give way
+in proportion), and of one source `sampling_temperature`, `candidates`, `temperature`, `noise`, `other_share`, and of a
 later stage `then.temperature` and so on.
 """
 

@@ -62,9 +62,12 @@ def layout_of(space: s.Space) -> tuple[Layout | None, list[Complaint]]:
         return Layout("vectors", dim=space.dim), []
     if isinstance(space, s.Regression):
         return Layout("regression", inputs=space.inputs, outputs=space.outputs), []
-    found = _images(space) if isinstance(space, s.Images) else _outcomes(space)
-    if found or isinstance(space, s.Images):
+    if isinstance(space, s.Images):
+        found = _images(space)
         return (None if found else Layout("images", size=_num_images(space))), found
+    found = _outcomes(space)
+    if found:
+        return None, found
     sizes = [space.count, *(len(x) for x in (space.labels, space.coordinates) if x is not None)]
     size = next(n for n in sizes if n is not None)
     dim = None if space.coordinates is None else space.coordinates.shape[1]

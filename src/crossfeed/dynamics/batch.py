@@ -1,7 +1,7 @@
 r"""Stable points of many settings at once, and D = ∂F/∂Θ at all of them as one dense stack.
 
-Θ and the settings carry a leading batch dimension through the very functions that serve one ecosystem, so a grid costs a few
-batched rounds instead of a solve a point. Each point converges or fails on its own: it leaves the batch when it has converged.
+Θ and the settings carry a leading batch dimension through the very functions that serve one ecosystem, so a grid costs
+some batched rounds instead of a solve a point. Each point converges or fails on its own.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from crossfeed.describe import schema
 from crossfeed.dynamics.program import Program
 from crossfeed.dynamics.rounds import round_map, steps_of_round
 from crossfeed.dynamics.stable import Result, solve
+from crossfeed.dynamics.stable import _verdict as verdict_of
 from crossfeed.families.base import jacobian
+from crossfeed.families.finite import FiniteSource
 
 NEAR = 12
-MEMORY = 6
+NEWTON_STEPS = 30
 PLAIN_STEPS = 400
+TOO_FAR = 1e8
+DENSE_LIMIT = 1500
 DOUBLES_AT_ONCE = 8_000_000
 
 
@@ -50,8 +54,9 @@ def solve_batch(
 ) -> BatchPoints:
     """A stable point for each row of ``settings``, near where retraining from the start leads.
 
-    Twelve plain rounds, then batched Newton, as :func:`crossfeed.dynamics.stable.solve` does for one; points that this
-    leaves open are given to that function, which also says how they fail.
+    Twelve plain rounds, then Newton, as :func:`crossfeed.dynamics.stable.solve` does for one; points that this leaves
+    open go on with plain rounds, which say how they fail, and Newton once more where they were still coming closer. An
+    ecosystem too large for dense derivatives is solved point by point.
 
     Args:
         program: Compiled ecosystem; its own settings are not used.
@@ -62,9 +67,10 @@ def solve_batch(
     """
     count = len(settings)
     begin = (program.start if start is None else start).expand(count, -1)
+    together = _solve_together if program.num_params <= DENSE_LIMIT else _solve_apart
     parts = []
-    for rows in torch.arange(count).split(points_at_once(program)):
-        parts.append(_solve_together(program, settings[rows].contiguous(), begin[rows], tolerance))
+    for rows in torch.split(torch.arange(count), points_at_once(program)):
+        parts.append(together(program, settings[rows].contiguous(), begin[rows], tolerance))
         if progress is not None:
             progress(int(rows[-1]) + 1)
     return BatchPoints(
@@ -89,71 +95,113 @@ def points_at_once(program: Program) -> int:
 
 
 def _solve_together(program: Program, settings: Tensor, start: Tensor, tolerance: float) -> BatchPoints:
-    count = len(settings)
     every = program.with_settings(settings)
-    theta, steps = start.clone(), torch.full((count,), NEAR)
+    theta = start.clone()
     for _ in range(NEAR):
         new = round_map(every, theta)
         theta = torch.where(torch.isfinite(new).all(-1, keepdim=True), new, theta)
-    theta, residual, steps = _newton(every, theta, steps, tolerance)
-    results: list[Result] = ["converged"] * count
-    for row in torch.nonzero(~(residual <= tolerance))[:, 0].tolist():
-        point = solve(program.with_settings(settings[row]), start[row], tolerance=tolerance, max_steps=PLAIN_STEPS)
-        theta[row], residual[row], results[row] = point.theta, point.residual, point.result
-        steps[row] += point.steps
+    steps = torch.full((len(settings),), NEAR)
+    theta, residual = _newton(every, theta, steps, tolerance)
+    results: list[Result] = ["converged"] * len(settings)
+    left = torch.nonzero(~(residual <= tolerance))[:, 0]
+    if len(left):
+        part = program.with_settings(settings[left].contiguous())
+        theta[left], residual[left], found = _plain(part, start[left], tolerance)
+        steps[left] += PLAIN_STEPS
+        closer = [k for k, result in enumerate(found) if result in ("budget", "oscillating")]
+        if closer:
+            rows, more = left[closer], torch.zeros(len(closer), dtype=torch.long)
+            again = program.with_settings(settings[rows].contiguous())
+            theta[rows], residual[rows] = _newton(again, theta[rows], more, tolerance)
+            steps[rows] += more
+        for row, result in zip(left.tolist(), found, strict=True):
+            results[row] = "converged" if bool(residual[row] <= tolerance) else result
     return BatchPoints(theta, results, residual, steps)
 
 
-def _newton(
-    program: Program, theta: Tensor, steps: Tensor, tolerance: float, most: int = 30
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Newton on T(Θ) − Θ for every row, halving a row's step until it helps; rows that converged are polished once."""
+def _solve_apart(program: Program, settings: Tensor, start: Tensor, tolerance: float) -> BatchPoints:
+    found = [solve(program.with_settings(s), t, tolerance=tolerance) for s, t in zip(settings, start, strict=True)]
+    return BatchPoints(
+        torch.stack([p.theta for p in found]),
+        [p.result for p in found],
+        torch.tensor([p.residual for p in found], dtype=torch.float64),
+        torch.tensor([p.steps for p in found]),
+    )
+
+
+def _plain(program: Program, start: Tensor, tolerance: float) -> tuple[Tensor, Tensor, list[Result]]:
+    """Plain rounds for every row, with how each ended; rows whose next round is not finite stay where they were."""
+    theta, corner = start.clone(), start
+    first, count = start.norm(dim=-1), len(start)
+    results: list[Result] = ["budget"] * count
+    lengths: list[Tensor] = []
+    live = torch.ones(count, dtype=torch.bool)
+    tail = max(PLAIN_STEPS // 4, 4)
+    for step in range(PLAIN_STEPS):
+        corner = theta if step == PLAIN_STEPS - tail else corner
+        new = round_map(program, theta)
+        finite = torch.isfinite(new).all(-1)
+        for row in torch.nonzero(live & ~finite)[:, 0].tolist():
+            results[row] = "non-finite"
+        live &= finite
+        new = torch.where(live[:, None], new, theta)
+        lengths.append((new - theta).norm(dim=-1))
+        theta = new
+        far = live & (theta.norm(dim=-1) > TOO_FAR * (1 + first))
+        for row in torch.nonzero(far)[:, 0].tolist():
+            results[row] = "diverged"
+        live &= ~far
+        if not bool((live & (lengths[-1] > tolerance * (1 + theta.norm(dim=-1)))).any()):
+            break
     residual = _residual(round_map(program, theta), theta)
-    steps = steps + 1
-    todo = torch.nonzero(torch.isfinite(residual))[:, 0]
-    polish = False
-    for _ in range(most):
+    last = torch.stack(lengths[-tail - 1 :])
+    for row in torch.nonzero(live)[:, 0].tolist():
+        way = float((theta[row] - corner[row]).norm())
+        results[row] = "converged" if bool(residual[row] <= tolerance) else verdict_of(last[:, row].tolist(), way)
+    return theta, torch.nan_to_num(residual, nan=torch.inf), results
+
+
+def _newton(program: Program, theta: Tensor, steps: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Newton on T(Θ) − Θ for every row, halving a row's step until it helps; counts evaluations into ``steps``."""
+    theta = theta.clone()
+    residual = torch.nan_to_num(_residual(round_map(program, theta), theta), nan=torch.inf)
+    steps += 1
+    todo = torch.nonzero(torch.isfinite(residual) & (residual > tolerance))[:, 0]
+    for _ in range(NEWTON_STEPS):
         if not len(todo):
             break
         part = program.with_settings(program.settings[todo].contiguous())
         now = theta[todo]
-        step = torch.linalg.solve_ex(dense(part, now), -part.gradient(now)[..., None])[0][..., 0]
+        step = torch.linalg.solve_ex(blocks(part, now).matrix, -part.gradient(now)[..., None])[0][..., 0]
         scale = torch.ones(len(todo), 1, dtype=theta.dtype)
         moved = torch.zeros(len(todo), dtype=torch.bool)
         for _ in range(14):
-            trial = torch.where(moved[:, None], theta[todo], now + scale * step)
+            trial = now + scale * step
             size = _residual(round_map(part, trial), trial)
             better = ~moved & (size < residual[todo])
-            rows = todo[better]
-            theta[rows], residual[rows] = trial[better], size[better]
             steps[todo[~moved]] += 1
-            moved |= better | (residual[todo] <= tolerance)
+            theta[todo[better]], residual[todo[better]] = trial[better], size[better]
+            moved |= better
             if bool(moved.all()):
                 break
             scale = torch.where(moved[:, None], scale, scale / 2)
-        done = residual[todo] <= tolerance
-        stuck = ~moved
-        todo = todo[~stuck & ~done] if polish else todo[~stuck & ~done]
-    return theta, residual, steps
+        todo = todo[moved & (residual[todo] > tolerance)]
+    return theta, residual
 
 
 def _residual(new: Tensor, theta: Tensor) -> Tensor:
-    return (new - theta).norm(dim=-1) / (1 + theta.norm(dim=-1))
+    size: Tensor = (new - theta).norm(dim=-1) / (1 + theta.norm(dim=-1))
+    return size
 
 
 @dataclass(frozen=True)
 class DenseBlocks:
-    """D at a stack of points: (B, D, D), its block diagonal D_ii, the curvature H, and mean gradients by source (B, D)."""
+    """D at a stack of points, (B, D, D), its block diagonal, the curvature H, and mean gradients by source (B, D)."""
 
     matrix: Tensor
     diagonal: Tensor
     curvature: Tensor
     mean_gradient: dict[int, Tensor]
-
-
-def dense(program: Program, theta: Tensor) -> Tensor:
-    """D = ∂F/∂Θ at each Θ of a batch, (B, D, D); the settings are a batch of the same length."""
-    return blocks(program, theta).matrix
 
 
 def blocks(program: Program, theta: Tensor) -> DenseBlocks:
@@ -182,13 +230,27 @@ def blocks(program: Program, theta: Tensor) -> DenseBlocks:
             out: Tensor = kernel.consumer.gradient(ti, kernel.moments(t, program.settings))  # type: ignore[attr-defined]
             return out
 
-        weighted = jacobian(through, theta[:, source.theta_index]) * program.settings[:, source.weight_slot, None, None]
+        derivative = _columns if isinstance(source.kernel, FiniteSource) else jacobian
+        weighted = (
+            derivative(through, theta[:, source.theta_index]) * program.settings[:, source.weight_slot, None, None]
+        )
         for e, s in enumerate(source.source.tolist()):
             i, j = rows[e], source.theta_index[e]
             matrix[:, i[:, None], j] += weighted[:, e]
             if program.sources[s].consumer == program.sources[s].producer:
                 own[:, i[:, None], j] += weighted[:, e]
     return DenseBlocks(matrix, own, curvature, gradients)
+
+
+def _columns(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """As :func:`crossfeed.families.base.jacobian`, with the columns as one more leading dimension.
+
+    Pick operators differ from point to point here, and mapping over columns would copy them for each.
+    """
+    size = x.shape[-1]
+    along = torch.eye(size, dtype=x.dtype).reshape(size, *[1] * (x.ndim - 1), size)
+    tangent: Tensor = torch.func.jvp(fn, (x.repeat(size, *[1] * x.ndim),), (along.repeat(1, *x.shape[:-1], 1),))[1]
+    return tangent.movedim(0, -1)
 
 
 def round_radius(program: Program, found: DenseBlocks, update: schema.Update) -> Tensor:

@@ -19,6 +19,7 @@ from crossfeed.dynamics.program import (
     SourceGroup,
     SourceInfo,
 )
+from crossfeed.dynamics.support import live_outcomes
 from crossfeed.families import spaces
 from crossfeed.families.alignment import FiniteAlignment, LinearAlignment, VectorAlignment
 from crossfeed.families.finite import Finite, FiniteReal, FiniteSource
@@ -26,6 +27,7 @@ from crossfeed.families.gaussian import GaussianFull, GaussianMean, VectorReal, 
 from crossfeed.families.gaussian_picks import Stage, VectorReward, directions
 from crossfeed.families.linear import Inputs, LinearGaussian, LinearReal, LinearSource
 
+STACKED_BASES = 64
 STAGE_KEYS = ("candidates", "temperature", "noise", "other_share")
 
 
@@ -53,6 +55,7 @@ class _Compiler:
         self.cache: dict[Any, Any] = {}
         finite = isinstance(eco.space, (schema.Outcomes, schema.Images))
         self.outcomes = spaces.outcome_set(eco) if finite else None
+        self.live = self.live_outcomes() if finite else np.ones((len(self.models), 0), dtype=bool)
 
     def slot(self, path: str, value: float) -> int:
         self.slots[path] = len(self.values)
@@ -66,12 +69,35 @@ class _Compiler:
 
     # --- models ------------------------------------------------------------------------------------------------------
 
-    def family(self, model: schema.Model) -> tuple[Any, Any]:
+    def live_outcomes(self) -> np.ndarray:
+        """(N, n) outcomes that each model can have; all but for categorical models that lack real data for some."""
+        assert self.outcomes
+        everything = np.ones(self.outcomes.size, dtype=bool)
+        brought: list[np.ndarray | None] = []
+        for _, model in self.models:
+            data = [s.data for s in model.sources if isinstance(s, schema.Real)]
+            if not isinstance(model.family, schema.Categorical) or model.start is not None:
+                brought.append(everything)
+            else:
+                found = [self.cached(("data", name), lambda n=name: self.real_distribution(n)).numpy() > 0 for name in data]
+                brought.append(np.any(found, 0) if found else None)
+        real = [b for b in brought if b is not None]
+        edges = [
+            (i, self.index[s.producer])
+            for i, (_, model) in enumerate(self.models)
+            for s in model.sources
+            if not isinstance(s, schema.Real)
+        ]
+        return live_outcomes(brought, edges, np.any(real, 0) if real else everything)
+
+    def family(self, index: int, model: schema.Model) -> tuple[Any, Any]:
         """A stacking key and what this member brings to the stack."""
         family, space = model.family, self.eco.space
         if isinstance(family, schema.Categorical):
             assert self.outcomes
-            return ("categorical", self.outcomes.size), None
+            live = self.live[index]
+            # few outcomes: one stack, a basis a member; many: a stack for each set of live outcomes, with one basis
+            return ("categorical", self.outcomes.size, live.tobytes() if live.size > STACKED_BASES else None), live
         if isinstance(family, schema.LogLinear):
             assert self.outcomes
             values = self._features(family)
@@ -104,7 +130,7 @@ class _Compiler:
 
     def stack(self, key: tuple[Any, ...], members: list[Any]) -> Any:
         if key[0] == "categorical":
-            return Finite.categorical(key[1])
+            return Finite.categorical(key[1], torch.from_numpy(np.stack(members)))
         if key[0] == "loglinear":
             if all(f is members[0][0] and torch.equal(b, members[0][1]) for f, b in members):
                 return Finite(members[0][0][None], members[0][1][None].double())
@@ -120,7 +146,7 @@ class _Compiler:
         groups: dict[Any, list[int]] = defaultdict(list)
         brought = []
         for i, (_, model) in enumerate(self.models):
-            key, member = self.family(model)
+            key, member = self.family(i, model)
             groups[key].append(i)
             brought.append(member)
         families = {key: self.stack(key, [brought[i] for i in ids]) for key, ids in groups.items()}
@@ -468,17 +494,20 @@ class _Compiler:
             theta[program.span(i)] = torch.from_numpy(0.01 * np.random.default_rng(seed).standard_normal(len(self.params[i])))
         weights = program.settings
         for number, group in enumerate(program.model_groups):
-            total = torch.zeros(len(group.members), group.family.num_moments, dtype=torch.float64)
+            finite = isinstance(group.family, Finite)  # members may have features of their own: average distributions
+            width = group.family.num_outcomes if finite else group.family.num_moments
+            total = torch.zeros(len(group.members), width, dtype=torch.float64)
             mass = torch.zeros(len(group.members), dtype=torch.float64)
             for s in program.source_groups:
                 if s.group == number and s.theta_index is None:
                     w = weights[s.weight_slot]
-                    total.index_add_(0, s.row, s.kernel.moments() * w[:, None])
+                    total.index_add_(0, s.row, (s.kernel.p if finite else s.kernel.moments()) * w[:, None])
                     mass.index_add_(0, s.row, w)
             if not bool((mass > 0).any()):
                 continue
             everyone = total[mass > 0].sum(0) / mass[mass > 0].sum()
             moments = torch.where((mass > 0)[:, None], total / mass.clamp_min(1e-300)[:, None], everyone)
+            moments = group.family.mean_statistic(moments) if finite else moments
             tiny = 1e-9 if isinstance(group.family, LinearGaussian) else 0.0  # real inputs may not span the space
             theta[group.theta_index] = group.family.fit(moments, weights[group.ridge_slot] + tiny, theta[group.theta_index])
         for i, (_, model) in enumerate(self.models):

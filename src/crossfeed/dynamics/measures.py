@@ -174,7 +174,8 @@ def _distance(group: ModelGroup, target: _Target, theta: Tensor) -> Tensor:
     if isinstance(family, Finite):
         return 0.5 * (family.log_probs(theta).exp() - target.first).abs().sum(-1)
     if isinstance(family, LinearGaussian):
-        return (theta - target.first).norm(dim=-1)
+        gap: Tensor = (theta - target.first).norm(dim=-1)
+        return gap
     assert isinstance(family, (GaussianMean, GaussianFull))
     assert target.second is not None
     mean, cov = family.mean_cov(theta)
@@ -195,4 +196,5 @@ def wasserstein(mean: Tensor, cov: Tensor, other_mean: Tensor, other_cov: Tensor
     inner = root @ cov @ root
     overlap = torch.linalg.eigvalsh(0.5 * (inner + inner.transpose(-1, -2))).clamp_min(0.0).sqrt().sum(-1)
     traces = (cov + other_cov).diagonal(dim1=-2, dim2=-1).sum(-1)
-    return ((mean - other_mean).square().sum(-1) + (traces - 2 * overlap).clamp_min(0.0)).sqrt()
+    squared: Tensor = (mean - other_mean).square().sum(-1) + (traces - 2 * overlap).clamp_min(0.0)
+    return squared.sqrt()

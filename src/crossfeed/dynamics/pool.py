@@ -104,7 +104,7 @@ def _from_tallies(
         k = source.kernel
         p = k.p if source.theta_index is None else k.distribution(theta[..., source.theta_index], part.settings)
         c = counts[..., source.source]
-        p = p.expand(*torch.broadcast_shapes(p.shape[:-1], c.shape), -1)
+        p = p.expand(*c.shape, -1)
         parts.append(torch.from_numpy(rng.multinomial(c.numpy(), _normalised(p))).double())
     tallies = part._mix(parts, [torch.ones(len(s.source), dtype=torch.float64) for s in part.source_groups])
     means, grown = accumulated(program, part, tallies, pool)  # the mean tally is n times the pool's distribution
@@ -126,11 +126,11 @@ def _from_samples(
 ) -> tuple[list[Tensor], Pool]:
     drawn: dict[int, Tensor] = {}
     for source, rng in zip(part.source_groups, rngs, strict=False):
-        most = max(int(counts[..., source.source].max()), 1)
+        # n of each source, whatever their counts, so that a replicate's draws do not depend on the others' counts
         if source.theta_index is None:
-            z = source.kernel.sample(counts.shape[:-1], most, rng)
+            z = source.kernel.sample(counts.shape[:-1], num, rng)
         else:
-            z = source.kernel.sample(theta[..., source.theta_index], part.settings, most, rng)
+            z = source.kernel.sample(theta[..., source.theta_index], part.settings, num, rng)
         drawn |= {int(s): z[..., e, :, :] for e, s in enumerate(source.source)}
     pool = pool or _empty(program, program.num_models)
     sizes, kept, moments = pool.sizes.clone(), list(pool.kept), []

@@ -144,8 +144,10 @@ def child_generators(key: Sequence[int], replicates: Sequence[int]) -> list[np.r
         Replicate 0 has the stream that NumPy gives the key itself; no stream depends on which others are made.
 
         >>> first, other = child_generators([1, 2], [0, 5])
-        >>> first.random() == np.random.default_rng([1, 2, 0]).random(), other.random() == child_generators([1, 2], [5])[0].random()
-        (True, True)
+        >>> first.random() == np.random.default_rng([1, 2, 0]).random()
+        True
+        >>> other.random() == child_generators([1, 2], [5])[0].random()
+        True
     """
     blocks: dict[int, np.ndarray] = {}
     for r in replicates:
@@ -154,7 +156,8 @@ def child_generators(key: Sequence[int], replicates: Sequence[int]) -> list[np.r
         most = max(r % 1024 for r in replicates if r // 1024 == block) + 1
         words = np.random.SeedSequence([*key, block]).generate_state(4 * most, np.uint64)
         blocks[block] = words.reshape(most, 4)
-    return [np.random.Generator(np.random.PCG64(_Hashed(blocks[r // 1024][r % 1024]))) for r in replicates]
+    bits = [np.random.PCG64(cast(Any, _Hashed(blocks[r // 1024][r % 1024]))) for r in replicates]
+    return [np.random.Generator(b) for b in bits]
 
 
 def streams(

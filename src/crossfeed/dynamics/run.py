@@ -2,8 +2,9 @@ r"""The retraining loop itself: round after round, on populations or on finite s
 
     Θ^{t+1} = T(Θ^t; data of round t),    Δ_t = ‖θ_i^{t} − θ_i^{t−1}‖ / ‖θ_i^{t−1}‖ per model i.
 
-A run ends early for a seed whose parameters are no longer finite, grow without bound, or whose models have all collapsed;
-the other seeds go on. What resuming needs is :attr:`Run.state`; a resumed run equals an uninterrupted one bit for bit.
+A run ends early for a seed whose parameters are no longer finite or grow without bound, or whose models have all
+collapsed for good; the other seeds go on. What resuming needs is :attr:`Run.state`; a resumed run equals an
+uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ class Run:
         entropy: (T, S, N) entropy of the outputs in nats.
         spread: (T, S, N) standard deviation of the outputs, all coordinates together; NaN where a family has none.
         distance: (T, S, N) distance to the real data, ``distance_name`` in words; NaN where there are none.
-        delta: (T, S, N) Δ of the step into the round.
+        delta: (T, S, N) Δ of the step into the round; NaN for a step from the origin.
         results: Per seed: ``converged`` (populations only: ‖T(Θ) − Θ‖ ≤ 1e-9 (1 + ‖Θ‖)), ``budget`` (all rounds done),
-            ``diverged``, ``oscillating``, ``non-finite``, ``collapsed`` (every model).
+            ``diverged``, ``oscillating``, ``non-finite``, ``collapsed`` (every model, for good).
         last: Per seed: the last round that was run.
         collapse: (S, N) the round in which a model was first found collapsed; −1 if never.
         residual: ‖T(Θ) − Θ‖ / (1 + ‖Θ‖) at the end of a run on populations; None with finite samples.
@@ -168,8 +169,8 @@ def run(
         rounds: The last round, counted from 0, also when resuming; the spec's ``audit.rounds`` by default.
         samples: n, new samples a model and round; None or inf for whole populations.
         seeds: How many replicates; each has random streams of its own. Populations need one.
-        regime: ``replace``, ``accumulate`` or ``subsample``; the spec's by default. With populations the last two are one:
-            every round so far counts alike.
+        regime: ``replace``, ``accumulate`` or ``subsample``; the spec's by default. With populations the last two are
+            one: every round so far counts alike.
         progress: Called with (stage, rounds done, rounds in all).
         history: Record every round; otherwise the first and the last only.
         resume: :attr:`Run.state` of a run with the same ecosystem, samples, seeds and regime; the record begins there.
@@ -258,16 +259,16 @@ def seeds_at_once(program: Program, samples: int | None) -> int:
     largest = 1
     for group in program.source_groups:
         kernel, count = group.kernel, len(group.source)
-        if hasattr(kernel, "nodes") and kernel.nodes:
-            largest = max(largest, count * (sum(kernel.nodes) + kernel.consumer.num_outcomes * 8))
-        elif getattr(kernel, "stages", None) and samples is not None:
+        outcomes = getattr(kernel.consumer, "num_outcomes", None)
+        if outcomes is not None:
+            largest = max(largest, 8 * count * outcomes)
+        elif samples is not None:
             candidates = 1.0
-            for number in range(len(kernel.stages)):
-                candidates *= float(program.settings[kernel.slots[f"{number}.candidates"]].max())
-            width = kernel.producer.num_moments if math.isinf(candidates) else candidates * kernel.producer.num_params
-            largest = max(largest, int(count * samples * width))
-        elif not hasattr(kernel, "p") and samples is not None:
-            largest = max(largest, count * samples * kernel.consumer.num_moments)
+            for number in range(len(getattr(kernel, "stages", []))):
+                k = float(program.settings[kernel.slots[f"{number}.candidates"]].max())
+                candidates *= k if math.isfinite(k) else 1.0
+            size = candidates * program.num_params / program.num_models + kernel.consumer.num_moments
+            largest = max(largest, int(count * samples * size))
     return max(1, DOUBLES_AT_ONCE // largest)
 
 
@@ -380,6 +381,10 @@ class _Loop:
         far = finite & (theta.norm(dim=-1) > self.limit)
         gone = self.measures.collapsed(theta)
         fallen = finite & ~far & gone.all(-1)
+        if self.regime != "replace":
+            fallen &= False  # what was kept brings other outputs back
+        elif bool(fallen.any()):
+            fallen[fallen.clone()] = self.measures.collapsed(round_map(self.program, theta[fallen])).all(-1)
         fresh = (part.collapse[live.numpy()] < 0) & gone.numpy() & finite.numpy()[:, None]
         part.collapse[live.numpy()] = np.where(fresh, number, part.collapse[live.numpy()])
         part.last[live.numpy()] = number
@@ -401,7 +406,8 @@ class _Loop:
             "distance_to_data": self.measures.distance(theta),
         }
         if old is not None:
-            values["delta"] = self._norms(theta - old) / self._norms(old)
+            step, before = self._norms(theta - old), self._norms(old)
+            values["delta"] = torch.where(before > 1e-9 * step, step / before, torch.nan)
         for key, value in values.items():
             finite = torch.where(torch.isfinite(value), value, torch.nan)
             part.series[key][at[0], live.numpy()] = finite.expand(len(live), -1).numpy()

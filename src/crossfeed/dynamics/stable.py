@@ -99,9 +99,16 @@ def solve(
 
 
 def _polished(program: Program, point: StablePoint) -> StablePoint:
-    """One more Newton step, kept when it lowers the residual: the error of Θ* is the residual over 1 − ρ."""
+    """One more Newton step, kept when it lowers the residual: the error of Θ* is the residual over 1 − ρ.
+
+    A fit that got stuck leaves parameters where they are and looks converged; the mean gradient tells.
+    """
     better = newton(program, point.theta, 0.0, 1)
-    return replace(point, theta=better.theta, residual=better.residual) if better.residual < point.residual else point
+    if better.residual < point.residual:
+        point = replace(point, theta=better.theta, residual=better.residual)
+    gap = float(program.gradient(point.theta).norm())
+    size = 1 + sum(float(m.norm()) for m in program.moments(point.theta))
+    return point if gap <= 1e-6 * size else replace(point, result="budget", residual=gap / size)
 
 
 def plain(program: Program, theta: Tensor, tolerance: float = 1e-12, max_steps: int = 2000) -> StablePoint:

@@ -94,9 +94,10 @@ def cholesky(matrix: Tensor) -> Tensor:
 
 
 def newton_fit(family: Family, moments: Tensor, ridge: Tensor, start: Tensor, max_steps: int = 100) -> Tensor:
-    """Damped Newton on the gradient of the expected loss; stops at machine precision or when no step helps.
+    """Damped Newton on the expected loss; stops at machine precision or when no step helps.
 
-    Runs without recording derivatives. Callers that differentiate use the implicit function theorem.
+    A step helps when it lowers the expected loss (``family.objective``, where the family has one: convex families then always
+    get there) or the norm of its gradient. Runs without recording derivatives. Callers that differentiate use the implicit function theorem.
     """
     with torch.no_grad():
         theta = start.expand(*moments.shape[:-1], family.num_params).clone()
@@ -105,7 +106,15 @@ def newton_fit(family: Family, moments: Tensor, ridge: Tensor, start: Tensor, ma
         def residual(t: Tensor) -> Tensor:
             return family.gradient(t, moments) + ridge[..., None] * t
 
-        g = residual(theta)
+        objective = getattr(family, "objective", None)
+
+        def loss(t: Tensor) -> Tensor:
+            if objective is None:
+                return torch.zeros(*t.shape[:-1], 1, dtype=t.dtype)
+            value: Tensor = objective(t, moments) + 0.5 * ridge * t.square().sum(-1)
+            return value[..., None]
+
+        g, value = residual(theta), loss(theta)
         norm = g.norm(dim=-1, keepdim=True)
         for _ in range(max_steps):
             if not bool((norm > 1e-14 * (1 + theta.norm(dim=-1, keepdim=True))).any()):
@@ -119,8 +128,10 @@ def newton_fit(family: Family, moments: Tensor, ridge: Tensor, start: Tensor, ma
                 trial = theta - scale * step
                 g_trial = residual(trial)
                 norm_trial = g_trial.norm(dim=-1, keepdim=True)
-                better = (norm_trial < norm) & ~improved
-                theta = torch.where(better, trial, theta)
+                value_trial = loss(trial)
+                level = value_trial <= value + 1e-14 * (1 + value.abs())
+                better = ((value_trial < value) | ((norm_trial < norm) & level)) & ~improved
+                theta, value = torch.where(better, trial, theta), torch.where(better, value_trial, value)
                 g, norm = torch.where(better, g_trial, g), torch.where(better, norm_trial, norm)
                 improved = improved | better
                 if bool(improved.all()):

@@ -19,6 +19,7 @@ from crossfeed.families.base import EXPECTATION, LIKELIHOOD, newton_fit
 from crossfeed.families.picks import operator
 
 FLOOR = 1e-30
+DEAD = -1e5
 STAGE_KEYS = ("candidates", "temperature", "noise", "other_share")
 
 
@@ -30,26 +31,40 @@ class Finite:
         log_base: (G, n) or (1, n) logarithm of the base measure.
         full: Whether φ spans all log-ratios (categorical); the fit is then closed form. An outcome without any mass is
             given FLOOR = 1e-30, so that parameters stay finite; it can only come back through another source.
+        live: (G, n) or (1, n) outcomes a categorical model can have, or None for all. The others have probability zero; as many
+            coordinates of θ are idle: they enter nothing but the loss, by ½θ², and so rest at 0.
     """
 
     capabilities = frozenset({LIKELIHOOD, EXPECTATION})
 
-    def __init__(self, features: Tensor, log_base: Tensor, full: bool = False) -> None:
-        self.features, self.log_base, self.full = features, log_base, full
+    def __init__(self, features: Tensor, log_base: Tensor, full: bool = False, live: Tensor | None = None) -> None:
+        self.features, self.log_base, self.full, self.live = features, log_base, full, live
         self.num_outcomes, self.num_params = features.shape[-2:]
         self.num_moments = self.num_params
+        self.idle: Tensor | None = None
+        if live is not None:
+            self.idle = (torch.arange(self.num_params) >= live.sum(-1, keepdim=True) - 1).to(features.dtype)
 
     @classmethod
-    def categorical(cls, num_outcomes: int) -> Self:
-        """The full simplex on ``num_outcomes`` outcomes; d = num_outcomes − 1."""
-        basis = torch.from_numpy(np.ascontiguousarray(helmert(num_outcomes).T))
-        return cls(basis[None], torch.zeros(1, num_outcomes, dtype=basis.dtype), full=True)
+    def categorical(cls, num_outcomes: int, live: Tensor | None = None) -> Self:
+        """The full simplex on ``num_outcomes`` outcomes, or on those that are ``live`` (G, n); d = num_outcomes − 1."""
+        if live is None or bool(live.all()):
+            basis = torch.from_numpy(np.ascontiguousarray(helmert(num_outcomes).T))
+            return cls(basis[None], torch.zeros(1, num_outcomes, dtype=basis.dtype), full=True)
+        if bool((live == live[:1]).all()):
+            live = live[:1]
+        basis = torch.zeros(*live.shape, num_outcomes - 1, dtype=torch.float64)
+        for member, mask in zip(basis, live, strict=True):
+            size = int(mask.sum())
+            member[mask, : size - 1] = torch.from_numpy(np.ascontiguousarray(helmert(size).T))
+        return cls(basis, torch.where(live, 0.0, DEAD).to(basis.dtype), full=True, live=live)
 
     def take(self, index: Tensor) -> Self:
         """Members at ``index``; shared features stay shared."""
         if self.features.shape[0] == 1:
             return self
-        return type(self)(self.features[index], self.log_base[index], self.full)
+        live = None if self.live is None else self.live[index]
+        return type(self)(self.features[index], self.log_base[index], self.full, live)
 
     def log_probs(self, theta: Tensor, temperature: Tensor | None = None) -> Tensor:
         """(..., G, n) log q^(1/T), normalised."""
@@ -77,7 +92,8 @@ class Finite:
 
     def loss(self, theta: Tensor, z: Tensor) -> Tensor:
         """−log q(z; θ)."""
-        return -self.log_prob(theta, z)
+        loss = -self.log_prob(theta, z)
+        return loss if self.idle is None else loss + 0.5 * (self.idle * theta.square()).sum(-1, keepdim=True)
 
     def statistic(self, z: Tensor) -> Tensor:
         """φ(z) for outcome indices z (..., G, n): (..., G, n, d)."""
@@ -86,11 +102,19 @@ class Finite:
 
     def gradient(self, theta: Tensor, moments: Tensor) -> Tensor:
         """E_q[φ] − moments."""
-        return self.mean_statistic(self.log_probs(theta).exp()) - moments
+        gradient = self.mean_statistic(self.log_probs(theta).exp()) - moments
+        return gradient if self.idle is None else gradient + self.idle * theta
+
+    def objective(self, theta: Tensor, moments: Tensor) -> Tensor:
+        """Expected loss up to a constant, log Z(θ) − θ·moments, (..., G)."""
+        logits = torch.einsum("gnd,...gd->...gn", self._expand(theta), theta) + self.log_base
+        value = torch.logsumexp(logits, -1) - (theta * moments).sum(-1)
+        return value if self.idle is None else value + 0.5 * (self.idle * theta.square()).sum(-1)
 
     def hessian(self, theta: Tensor, moments: Tensor) -> Tensor:
         """Fisher matrix Cov_q(φ), (..., G, d, d)."""
-        return _cov(self, self.log_probs(theta).exp())
+        fisher = _cov(self, self.log_probs(theta).exp())
+        return fisher if self.idle is None else fisher + torch.diag_embed(self.idle)
 
     def fit(self, moments: Tensor, ridge: Tensor, start: Tensor) -> Tensor:
         """Maximum likelihood, with ridge; closed form for the full simplex without ridge, Newton otherwise."""
@@ -101,7 +125,10 @@ class Finite:
 
     def _closed_form(self, moments: Tensor) -> Tensor:
         p = torch.einsum("gnd,...gd->...gn", self.features.expand(moments.shape[-2], -1, -1), moments)
-        return self.mean_statistic(torch.log((p + 1 / self.num_outcomes).clamp_min(FLOOR)))
+        if self.live is None:
+            return self.mean_statistic(torch.log((p + 1 / self.num_outcomes).clamp_min(FLOOR)))
+        p = p + self.live.to(p.dtype) / self.live.sum(-1, keepdim=True)
+        return self.mean_statistic(torch.where(self.live, p.clamp_min(FLOOR), 1.0).log())
 
     def entropy(self, theta: Tensor) -> Tensor:
         """(..., G) Shannon entropy in nats; falls to 0 on collapse."""
@@ -199,5 +226,5 @@ def _empirical(p: Tensor, counts: Tensor, rng: np.random.Generator) -> Tensor:
 def _cov(consumer: Finite, p: Tensor) -> Tensor:
     features = consumer.features.expand(p.shape[-2], -1, -1)
     mean = consumer.mean_statistic(p)
-    second = torch.einsum("gnd,...gn,gne->...gde", features, p, features)
-    return second - mean[..., :, None] * mean[..., None, :]
+    off = features - mean[..., None, :]  # centred first: E[φφᵀ] − E[φ]E[φ]ᵀ would cancel near collapse
+    return torch.einsum("...gnd,...gn,...gne->...gde", off, p, off)

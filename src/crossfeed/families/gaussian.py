@@ -18,6 +18,8 @@ from crossfeed.errors import NotAvailableError
 from crossfeed.families.base import EXPECTATION, LIKELIHOOD, RSAMPLE, cholesky, newton_fit
 from crossfeed.families.gaussian_picks import Stage, gaussian_pick
 
+PICKED_AT_ONCE = 32
+
 
 def log_normal(z: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
     """log N(z; mean, cov) for z (..., n, d), mean (..., n or 1, d), cov (..., d, d): (..., n)."""
@@ -153,10 +155,13 @@ class GaussianFull:
         d = self.dim
         mean, second = moments[..., :d], moments[..., d:].unflatten(-1, (d, d))
         cov = second - mean[..., :, None] * mean[..., None, :]
-        scale, failed = torch.linalg.cholesky_ex(cov)
-        if bool((failed != 0).any()):  # a collapsed model: keep going, with the smallest variance doubles can carry
-            size = cov.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None].clamp_min(1e-250)
-            cov = torch.where((failed != 0)[..., None, None], cov + 1e-13 * size * torch.eye(d, dtype=cov.dtype), cov)
+        failed = torch.linalg.cholesky_ex(cov)[1] != 0
+        if bool(failed.any()):  # a collapsed model: keep going, with the smallest variance doubles can carry
+            failed &= torch.isfinite(cov).all(-1).all(-1)
+            values, vectors = torch.linalg.eigh(cov[failed])
+            values = torch.maximum(values, 1e-13 * values[..., -1:].clamp_min(1e-250))
+            cov = cov.clone()
+            cov[failed] = vectors * values[..., None, :] @ vectors.transpose(-1, -2)
         theta = self.pack(mean, cov)
         return newton_fit(self, moments, ridge, theta) if bool((ridge > 0).any()) else theta
 
@@ -192,6 +197,10 @@ class VectorSource:
     ) -> None:
         self.producer, self.consumer, self.stages, self.U = producer, consumer, stages, U
         self.matrix, self.shift, self.slots, self.seed = matrix, shift, slots, seed
+        rewards = [r for stage in stages for r in (stage.reward, stage.other) if r is not None]
+        fixed = isinstance(producer, GaussianMean) and all(r.fn is None and r.Q is None for r in rewards)
+        self._moves_along = bool(stages) and fixed  # linear rewards: the pick's law is that at mean 0, moved by the mean
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def take(self, index: Tensor) -> VectorSource:
         """Sources at ``index``."""
@@ -217,8 +226,16 @@ class VectorSource:
         """Mean (..., E, d) and covariance (..., E, d, d) of what the sources deliver."""
         at = self._at(settings)
         mean, cov = self.producer.mean_cov(theta)
-        cov = cov * at["sampling_temperature"][..., None, None]
-        if self.stages:
+        if self._moves_along:
+            centre, cov = self._picked_at_zero(settings)
+            mean = mean + centre
+            cov = cov.expand(*mean.shape, -1)
+        elif self.stages and len(self._parts) > 1:
+            found = [part.mean_cov(theta[..., rows, :], settings) for rows, part in self._parts]
+            return torch.cat([m for m, _ in found], -2), torch.cat([c for _, c in found], -3)
+        else:
+            cov = cov * at["sampling_temperature"][..., None, None]
+        if self.stages and not self._moves_along:
             shape = torch.broadcast_shapes(mean.shape[:-1], settings.shape[:-1] + (mean.shape[-2],))
             mean, cov = mean.expand(*shape, -1), cov.expand(*shape, -1, -1)
             mean, cov = gaussian_pick(mean, cov, self.stages, at, self.U, self.seed)
@@ -227,10 +244,29 @@ class VectorSource:
             cov = self.matrix @ cov @ self.matrix.transpose(-1, -2)
         return (mean if self.shift is None else mean + self.shift), cov
 
+    @cached_property
+    def _parts(self) -> list[tuple[Tensor, VectorSource]]:
+        """The sources a few at a time: picks take some 10⁵ doubles each while they are worked out."""
+        rows = torch.arange(len(self.slots["sampling_temperature"])).split(PICKED_AT_ONCE)
+        return [(r, self.take(r)) for r in rows] if len(rows) > 1 else [(rows[0], self)]
+
+    def _picked_at_zero(self, settings: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (..., E, d) and covariance of what is picked from N(0, cov); kept for the settings tensor last seen."""
+        if self._last is None or self._last[0] is not settings:
+            found = []
+            for _, part in self._parts:
+                assert isinstance(part.producer, GaussianMean)
+                at = part._at(settings)
+                cov = part.producer.cov * at["sampling_temperature"][..., None, None]
+                found.append(gaussian_pick(torch.zeros_like(cov[..., 0]), cov, part.stages, at, part.U, part.seed))
+            self._last = (settings, torch.cat([m for m, _ in found], -2), torch.cat([c for _, c in found], -3))
+        return self._last[1:]
+
     def moments(self, theta: Tensor, settings: Tensor) -> Tensor:
         """(..., E, M) expected sufficient statistic of the consumers."""
-        if isinstance(self.consumer, GaussianMean) and not self.stages:
+        if isinstance(self.consumer, GaussianMean) and (not self.stages or self._moves_along):
             mean = self.producer.mean_cov(theta)[0]
+            mean = mean + self._picked_at_zero(settings)[0] if self.stages else mean
             mean = mean if self.matrix is None else torch.einsum("...de,...e->...d", self.matrix, mean)
             return mean if self.shift is None else mean + self.shift
         return _moments(self.consumer, *self.mean_cov(theta, settings))

@@ -83,9 +83,16 @@ class PlackettLuce:
 
 
 def _times(x: Tensor, matrix: Tensor) -> Tensor:
-    """x (..., a) times matrix (..., a, b). A short stack goes one by one: its products are then plain ones, also under vmap."""
+    """x (..., a) times matrix (..., a, b), which is never copied: leading dimensions that only x has become its rows.
+
+    A short stack goes one by one: its products are then plain ones, also under vmap.
+    """
     if matrix.ndim == 3 and len(matrix) <= 64:
         return torch.stack([x[..., e, :] @ m for e, m in enumerate(matrix)], -2)
+    extra = x.ndim + 1 - matrix.ndim
+    if extra > 0:
+        rows = x.flatten(0, extra - 1).movedim(0, -2)
+        return (rows @ matrix).movedim(-2, 0).unflatten(0, x.shape[:extra])
     return (x[..., None, :] @ matrix)[..., 0, :]
 
 

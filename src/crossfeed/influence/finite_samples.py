@@ -65,8 +65,8 @@ class FiniteSamples:
         rounds: The rounds of a cycle; one, unless the order is a cycle.
         radius: Spectral radius of a whole cycle.
         num: n of the spec.
-        by_share: (V, S) dJ(Θ*)/d(share of a source) under fixed counts; None for multinomial ones.
-        notes: What to bear in mind, in words.
+        by_share: (D, S) dΘ*/d(share of a source, moved alone) under fixed counts; None for multinomial ones.
+        rarest: By name of a categorical model, the probability of its rarest outcome.
     """
 
     program: Program
@@ -81,7 +81,7 @@ class FiniteSamples:
     radius: float
     num: int
     by_share: Tensor | None
-    notes: tuple[str, ...]
+    rarest: dict[str, float]
 
     def at(self, n: int | None = None) -> tuple[Tensor, Tensor]:
         """E[J] and the standard deviation of J from round to round, (V,) each, at n samples a round (the spec's by default).
@@ -91,8 +91,37 @@ class FiniteSamples:
         n = n or self.num
         mean = self.value + self.shift / n
         if self.by_share is not None:
-            mean = mean + self.by_share @ share_errors(self.program, n)
+            mean = mean + self.gradient @ self.by_share @ share_errors(self.program, n)
         return mean, self.std / n**0.5
+
+    def mean(self, n: int | None = None) -> Tensor:
+        """(D,) E[Θ] after the last round of a cycle, at n samples a round."""
+        n = n or self.num
+        mean = self.theta + self.delta / n
+        return mean if self.by_share is None else mean + self.by_share @ share_errors(self.program, n)
+
+    @property
+    def largest_rounding(self) -> Tensor:
+        """(V,) n times the most that fixed counts, being whole, can move J; zero for multinomial counts."""
+        if self.by_share is None:
+            return torch.zeros_like(self.value)
+        consumer = torch.tensor([s.consumer for s in self.program.sources])
+        effect = self.gradient @ self.by_share
+        shares = [effect[:, consumer == i] for i in range(self.program.num_models)]
+        # errors of one model's shares are below 1/n and sum to zero, so they pair off around the median
+        return torch.stack([(b - b.median(-1, keepdim=True).values).abs().sum(-1) for b in shares]).sum(0)
+
+    def notes(self, n: int | None = None) -> list[str]:
+        """What to bear in mind at n samples a round, in words.
+
+        Categorical models estimate log-probabilities one by one, which has an expansion only where counts are not small.
+        """
+        n = n or self.num
+        few = {name: n * p for name, p in self.rarest.items() if n * p < 5}
+        return [
+            f"{name} expects {count:.2g} samples a round of its rarest outcome; below about 5 the terms beyond 1/n are not small"
+            for name, count in few.items()
+        ]
 
     def time_average_cov(self, rounds: int, burn_in: int | None = None) -> Tensor:
         """(V, V) n times the covariance of the evaluations' averages over consecutive rounds.
@@ -143,10 +172,10 @@ def finite_sample_theory(
         raise NotAvailableError("finite-sample theory for a random order: no closed form is stated; use another order, or simulate")
     if program.num_params > LARGEST:
         raise NotAvailableError(
-            f"finite-sample theory with {program.num_params:,} parameters: it keeps matrices of that size and stops at {LARGEST:,}; "
-            "use fewer features or outcomes, or simulate"
+            f"finite-sample theory with {program.num_params:,} parameters: it keeps matrices of that size and stops at "
+            f"{LARGEST:,}; use fewer features or outcomes, or simulate"
         )
-    notes = _small_outcomes(program, theta_star, samples.per_round)
+    rarest = _rarest(program, theta_star)
     known: dict[tuple[int, ...], Expansion] = {}
     cycle: list[list[Expansion]] = []
     for number in range(cycle_length(update.order)):
@@ -166,7 +195,7 @@ def finite_sample_theory(
     variance = torch.stack([torch.einsum("vd,de,ve->v", gradient, r.sigma, gradient) for r in rounds]).mean(0)
     by_share = None
     if samples.counts == "fixed":
-        by_share = _effect_of_shares(lin or linearise(program, theta_star), gradient)
+        by_share = _effect_of_shares(lin or linearise(program, theta_star))
     return FiniteSamples(
         program,
         theta_star,
@@ -180,7 +209,7 @@ def finite_sample_theory(
         radius,
         samples.per_round,
         by_share,
-        notes,
+        rarest,
     )
 
 
@@ -255,32 +284,28 @@ def _stationary(cycle: Sequence[Sequence[Expansion]], size: int) -> tuple[list[R
     return rounds, radius
 
 
-def _effect_of_shares(lin: Linearisation, gradient: Tensor) -> Tensor:
-    """(V, S) −⟨u_i, E_s[∇ℓ_i]⟩ with Dᵀu = ∇J: every source's share moved alone."""
+def _effect_of_shares(lin: Linearisation) -> Tensor:
+    """(D, S) −D⁻¹ E_s[∇ℓ_i], column by column."""
     program = lin.program
-    adjoint = lin.solve(gradient.T.contiguous(), transpose=True).value  # (D, V)
-    out = torch.zeros(len(gradient), len(program.sources), dtype=gradient.dtype)
+    pushes = torch.zeros(program.num_params, len(program.sources), dtype=lin.theta.dtype)
     for g, mean in zip(program.source_groups, lin.mean_gradient, strict=True):
-        rows = program.model_groups[g.group].theta_index[g.row]
-        out[:, g.source] = -torch.einsum("edv,ed->ve", adjoint[rows], mean)
-    return out
+        pushes[program.model_groups[g.group].theta_index[g.row], g.source[:, None]] = -mean
+    return lin.solve(pushes).value
 
 
-def _small_outcomes(program: Program, theta: Tensor, n: int) -> tuple[str, ...]:
-    """Categorical models estimate log-probabilities one by one, which has an expansion only where counts are not small."""
-    notes = []
+def _rarest(program: Program, theta: Tensor) -> dict[str, float]:
+    """Probability of the rarest outcome of each categorical model, of those that it can have at all."""
+    found: dict[str, float] = {}
     for g in program.model_groups:
         if not isinstance(g.family, Finite) or not g.family.full:
             continue
-        smallest = g.family.log_probs(theta[g.theta_index]).exp().amin(-1)
-        for i, p in zip(g.members.tolist(), smallest.tolist(), strict=True):
-            if p < 1e-9:
-                raise NotAvailableError(
-                    f"finite-sample theory: {program.names[i]} gives an outcome probability {p:.1g}, whose logarithm cannot be "
-                    "estimated from samples; merge outcomes, add real data that covers them, or use a loglinear model"
-                )
-            if n * p < 5:
-                notes.append(
-                    f"{program.names[i]} expects {n * p:.2g} samples a round of its rarest outcome; below about 5 the terms beyond 1/n are not small"
-                )
-    return tuple(notes)
+        p = g.family.log_probs(theta[g.theta_index]).exp()
+        p = p if g.family.live is None else torch.where(g.family.live, p, 1.0)
+        found |= zip([program.names[i] for i in g.members], p.amin(-1).tolist(), strict=True)
+    for name, p_min in found.items():
+        if p_min < 1e-9:
+            raise NotAvailableError(
+                f"finite-sample theory: {name} gives an outcome probability {p_min:.1g}, whose logarithm cannot be estimated "
+                "from samples; merge outcomes, add real data that covers them, or use a loglinear model"
+            )
+    return found

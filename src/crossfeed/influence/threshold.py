@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -105,7 +106,8 @@ def threshold(
     """Values of a setting at which influences change sign.
 
     The influence is evaluated exactly on a grid (stable points continued from value to value) and every sign change is refined by
-    Brent's method to 1e-10 of the range. A root between two grid points with the same sign is not seen: refine the grid where that matters.
+    Brent's method to 1e-10 of the range. An influence that only touches zero, at an end of the range say, does not flip. Two roots
+    between neighbouring grid points are not seen: refine the grid where that matters.
 
     Args:
         eco: The ecosystem.
@@ -140,19 +142,13 @@ def threshold(
         roots[k, i] = []
         series = found[:, k, i]
         scale = np.nanmax(np.abs(series)) if np.isfinite(series).any() else 0.0
-        for g in range(grid - 1):
-            a, b = series[g], series[g + 1]
-            if not (np.isfinite(a) and np.isfinite(b)) or scale == 0:
-                continue
-            if abs(a) <= 1e-9 * scale and (g == 0 or abs(b) > 1e-9 * scale):
-                roots[k, i].append(float(values[g]))
-            elif a * b < 0 and abs(b) > 1e-9 * scale:
+        solid = [g for g in range(grid) if np.isfinite(series[g]) and abs(series[g]) > 1e-9 * scale]
+        for g, h in itertools.pairwise(solid):
+            if series[g] * series[h] < 0:
                 mover.theta = thetas[g]
-                root = _root(mover, path, (k, i), float(values[g]), float(values[g + 1]), 1e-10 * abs(high - low))
+                root = _root(mover, path, (k, i), float(values[g]), float(values[h]), 1e-10 * abs(high - low))
                 if root is not None:
                     roots[k, i].append(root)
-        if np.isfinite(series[-1]) and scale > 0 and abs(series[-1]) <= 1e-9 * scale and abs(series[-2]) > 1e-9 * scale:
-            roots[k, i].append(float(values[-1]))
     return Threshold(path, values, found, alignment, roots, notes)
 
 

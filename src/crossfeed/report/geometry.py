@@ -74,9 +74,8 @@ def between(start: Point, end: Point, bend: float) -> Curve:
     return Curve(start, near, far, end)
 
 
-def loop(box: Box, angle: float, height: float) -> Curve:
-    """A curve that leaves the box towards ``angle``, rises ``height`` above its border and returns."""
-    spread = 0.52
+def loop(box: Box, angle: float, height: float, spread: float = 0.52) -> Curve:
+    """A curve that leaves the box ``spread`` beside ``angle``, rises ``height`` above its border and returns."""
     length = (box.reach(angle) + height) / (0.75 * math.cos(spread))
     near, far = (
         (box.x + length * math.cos(angle + s * spread), box.y + length * math.sin(angle + s * spread)) for s in (-1, 1)

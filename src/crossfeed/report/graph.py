@@ -173,7 +173,8 @@ def _draw(
             arrows.append((flow, arrow(between((square.x, square.y), (box.x, box.y), 0), square, box, width)))
         elif flow.producer == flow.consumer:
             angle = out if len(outward) <= 2 else out - 0.42
-            arrows.append((flow, arrow(loop(box, angle, (52 if few else 34) + 30 * slot), box, box, width)))
+            height, spread = (52 + 46 * slot, 0.52 + 0.1 * slot) if few else (34 + 30 * slot, 0.52)
+            arrows.append((flow, arrow(loop(box, angle, height, spread), box, box, width)))
         else:
             source = boxes[flow.producer]
             if few:

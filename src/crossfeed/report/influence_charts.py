@@ -68,7 +68,7 @@ def _cells(audit: words.Audit) -> Panel:
                     "intervened": names[i],
                     "value": value,
                     "shade": None if value is None else _shade(value, largest),
-                    "word": verdict or "no curation to raise",
+                    "word": verdict or "",
                     "symbol": symbol,
                     "number": "" if value is None else words.number(value, 2, sign=True),
                     "text": symbol if value is None else f"{symbol} {words.number(value, sign=True)}",

@@ -117,6 +117,10 @@ def _influences(audit: words.Audit) -> dict[tuple[str, str], float]:
     return values
 
 
+VISIBLE = 0.004
+"""Paths that carry less than this part of the strongest join the others: their bars could not be seen."""
+
+
 def route(path: Sequence[str], names: Mapping[str, str]) -> str:
     """A walk in words."""
     shown = " → ".join(words.called(names, n) for n in path)
@@ -132,8 +136,9 @@ def walks(audit: words.Audit, most: int = 6, show: int = 10) -> list[Panel]:
         rows = [
             {"path": words.clean(route(w["path"], names), 90), "value": w["value"], "zero": 0, "kind": "one path"}
             for w in parts[:show]
+            if abs(w["value"]) > VISIBLE * abs(parts[0]["value"])
         ]
-        rest = (item.get("rest") or 0.0) + sum(w["value"] for w in parts[show:])
+        rest = (item.get("rest") or 0.0) + sum(w["value"] for w in parts[len(rows) :])
         if rest:
             rows.append({"path": "all other paths", "value": rest, "zero": 0, "kind": "one path"})
         if item.get("total") is not None:

@@ -272,7 +272,8 @@ def trajectory(eco: Ecosystem, program: Program) -> dict[str, Any]:
     path = torch.stack(points)
     spans = [program.span(i) for i in range(program.num_models)]
     step = (path[1:] - path[:-1]).abs()
-    delta = [(step[:, s].norm(dim=1) / path[:-1, s].norm(dim=1).clamp_min(1e-300)) for s in spans]
+    size = [path[:-1, s].norm(dim=1) for s in spans]
+    delta = [torch.where(n > 1e-9, step[:, s].norm(dim=1) / n.clamp_min(1e-9), torch.nan) for s, n in zip(spans, size, strict=True)]
     many = program.num_models > STRONGEST
     keep = slice(0, STRONGEST) if many else slice(None)
     return {

@@ -26,7 +26,7 @@ def _text(clauses: list[words.Clause]) -> Text:
     line = Text()
     for clause in clauses:
         style = STYLES.get(clause.verdict or "", "")
-        line.append(clause.text, style=style)
+        line.append(clause.text.replace(words.MINUS, "-"), style=style)
     return line
 
 
@@ -152,7 +152,7 @@ def summary(audit: words.Audit, width: int | None = None) -> RenderableType:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
     for term, value in _facts(audit):
-        grid.add_row(term, Text(value))
+        grid.add_row(term, Text(value.replace(words.MINUS, "-")))
     parts.append(grid)
     warnings = audit.get("warnings") or []
     if warnings:

@@ -39,7 +39,7 @@ def reason(run: Run, seed: int) -> str:
     return f"{REASONS[run.results[seed]]} (round {run.last[seed]})"
 
 
-# --- tables and files --------------------------------------------------------------------------------------------------
+# --- tables and files -----------------------------------------------------------------------------------------------
 
 
 def metrics_table(run: Run) -> pyarrow.Table:
@@ -129,7 +129,7 @@ def save(run: Run, folder: Path) -> Path:
     return folder
 
 
-# --- charts --------------------------------------------------------------------------------------------------------------
+# --- charts ---------------------------------------------------------------------------------------------------------
 
 
 def panels(run: Run) -> dict[str, Panel]:
@@ -200,7 +200,9 @@ def _over_rounds(run: Run, values: np.ndarray, title: str, axis: str, log: bool 
     scale: Spec = {"type": "log"} if log else {"zero": False}
     domain = [names[k] for k in kept]
     colour = palette(
-        dict(zip(domain, SERIES, strict=False)), field="model", legend={"columns": 3, "symbolType": "stroke"}
+        dict(zip(domain, SERIES, strict=False)),
+        field="model",
+        legend={"columns": 3, "symbolType": "stroke", "symbolOpacity": 1},
     )
     last = int(run.rounds[-1]) or 1
     x = quantity(
@@ -212,7 +214,7 @@ def _over_rounds(run: Run, values: np.ndarray, title: str, axis: str, log: bool 
     y = quantity("low", axis, scale=scale)
     layers: list[Spec] = []
     if run.seeds > 1:
-        ends = {"x": x, "y": y, "y2": {"field": "high"}, "color": {**colour, "legend": None}}
+        ends = {"x": x, "y": y, "y2": {"field": "high"}, "color": colour}
         layers.append({"mark": {"type": "area", "opacity": 0.22}, "encoding": ends})
     dash = {
         "field": "model",
@@ -253,7 +255,7 @@ def labels(names: list[str], limit: int = 40) -> list[str]:
     return of_audit({"models": [{"name": name} for name in names]}, limit)
 
 
-# --- words ---------------------------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------------------------
 
 
 def opening(run: Run) -> str:

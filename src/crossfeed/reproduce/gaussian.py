@@ -1,8 +1,11 @@
 r"""The paper's Gaussian experiment: its published constants, the ecosystem, and what it does, by explicit formulas.
 
 Two models of vectors in R²⁴ keep copying each other. p is retrained on q's outputs, of which people shift a share λ by a fixed
-vector a; q is retrained on p's outputs, turned and scaled by A(t) = t·A, A block diagonal with 12 blocks of 2. Both minimise
-E ½‖z − θ‖², so a round sets
+vector a; q is retrained on p's outputs, turned and scaled by A(t) = t·A, A block diagonal with 12 blocks of 2:
+
+    p sees  N(φ, σ²I) with probability 1 − λ, N(φ + a, σ²I) with probability λ;    q sees  N(A(t)θ, σ²I).
+
+Both minimise E ½‖z − θ‖², so a round sets
 
     θ = φ + λ a,    φ = A(t) θ,    hence θ* = λ (I − A(t))⁻¹ a,    φ* = A(t) θ*,
 
@@ -21,6 +24,7 @@ from importlib import resources
 import numpy as np
 
 from crossfeed.describe import schema
+from crossfeed.errors import SettingError
 
 CURATION = 0.4
 NOISE = 0.2
@@ -68,15 +72,20 @@ def gaussian_ecosystem(
     """The experiment as an ecosystem, or several of them side by side that have nothing to do with each other.
 
     p has two sources with q as producer: raw with weight 1 − λ, and curated with weight λ: one candidate, so that nothing is
-    picked, shifted by a. q's one source is p, mapped by A(t). Rewards carry the constant ½ησ²d, which cancels the model's own
-    spread, so that J = g·θ − (η/2)‖θ‖² exactly. p is retrained first, then q on the new p.
+    picked, shifted by a. q's one source is p, mapped by A(t). The map acts on outcomes, their spread included: for q to see
+    N(Aθ, σ²I), p's own covariance is σ²(AᵀA)⁻¹, and q's is σ²I. It matters on finite samples only. Rewards carry the constant
+    ½η·trace(covariance), which cancels the model's own spread, so that J = g·θ − (η/2)‖θ‖² exactly. p is retrained first, then q
+    on the new p.
 
     Args:
-        t: Strength of the loop; several make one pair of models each, named p0, q0, p1, q1, …; one makes p and q.
+        t: Strength of the loop, above 0; several make one pair of models each, named p0, q0, p1, q1, …; one makes p and q.
         curation: λ, one or as many as there are t.
-        noise: σ, the models' known standard deviation in every direction.
+        noise: σ, the standard deviation of what the models are trained on, in every direction.
         per_round: n, samples a model and round, where the loop is run on finite samples.
         seed: Root seed of such runs.
+
+    Raises:
+        SettingError: a t that is not above 0.
 
     Example:
         >>> list(gaussian_ecosystem(0.9).models), gaussian_ecosystem([0.1, 0.2]).num_models
@@ -84,36 +93,44 @@ def gaussian_ecosystem(
     """
     c = constants()
     strengths = np.atleast_1d(np.asarray(t, dtype=np.float64))
+    if not (strengths > 0).all():
+        raise SettingError(f"t: found {strengths.min():g}; need strengths above 0, or q does not hear of p at all")
     shares = np.broadcast_to(np.asarray(curation, dtype=np.float64), strengths.shape)
     several = np.ndim(t) > 0
-    spread = 0.5 * noise**2 * c.dim
-    models = {}
+    rewards: dict[str, schema.QuadraticReward] = {"q's people": _reward(c.g_q, c.eta_q, c.dim * noise**2)}
+    models: dict[str, schema.Model] = {}
     for k, (strength, share) in enumerate(zip(strengths.tolist(), shares.tolist(), strict=True)):
         p, q = (f"p{k}", f"q{k}") if several else ("p", "q")
-        family = schema.GaussianMean(cov=noise**2)
+        A = strength * c.A
+        cov = noise**2 * np.linalg.inv(A.T @ A)
+        rewards[f"{p}'s people"] = _reward(c.g_p, c.eta_p, float(np.trace(cov)))
         models[p] = schema.Model(
-            family=family,
-            reward="p's people",
+            family=schema.GaussianMean(cov=0.5 * (cov + cov.T)),
+            reward=f"{p}'s people",
             sources=[
                 schema.Raw(name="raw", producer=q, weight=1 - share),
                 schema.Curated(name="curated", producer=q, weight=share, candidates=1, map=schema.Affine(shift=c.a)),
             ],
         )
-        turned = schema.Raw(name="turned", producer=p, weight=1, map=schema.Affine(matrix=strength * c.A))
-        models[q] = schema.Model(family=family, reward="q's people", sources=[turned])
+        models[q] = schema.Model(
+            family=schema.GaussianMean(cov=noise**2),
+            reward="q's people",
+            sources=[schema.Raw(name="turned", producer=p, weight=1, map=schema.Affine(matrix=A))],
+        )
     names = list(models)
     return schema.Ecosystem(
-        name=f"Gaussian experiment at t = {strengths[0]:g}" if not several else f"{len(strengths)} Gaussian experiments",
+        name=f"{len(strengths)} Gaussian experiments" if several else f"Gaussian experiment at t = {t:g}",
         seed=seed,
         space=schema.Vectors(dim=c.dim),
-        rewards={
-            "p's people": schema.QuadraticReward(vector=c.g_p, matrix=-c.eta_p, constant=c.eta_p * spread),
-            "q's people": schema.QuadraticReward(vector=c.g_q, matrix=-c.eta_q, constant=c.eta_q * spread),
-        },
+        rewards=rewards,
         models=models,
         update=schema.Update(order=schema.Cycle(rounds=[[names[0::2], names[1::2]]])),
         samples=schema.Samples(per_round=per_round),
     )
+
+
+def _reward(g: np.ndarray, eta: float, spread: float) -> schema.QuadraticReward:
+    return schema.QuadraticReward(vector=g, matrix=-eta, constant=0.5 * eta * spread)
 
 
 @dataclass(frozen=True)
