@@ -49,19 +49,21 @@ def random_ecosystem(
     """A seeded random ecosystem of N models named ``m0``, ``m1``, … with enough real data to have a stable point.
 
     Args:
-        family: One of :data:`FAMILIES`; ``mixed_finite`` mixes categorical and log-linear models, ``mixed_vectors`` the two
-            Gaussian families.
+        family: One of :data:`FAMILIES`; ``mixed_finite`` mixes categorical and log-linear models, ``mixed_vectors`` the
+            two Gaussian families.
         num_models: N.
         seed: Of everything.
-        real: Every model's least weight of real data; the weight is uniform between it and 0.35 more. 0.25 by default, 0.5
-            where covariances are learnt: curators who like outliers make spread grow, and more of it makes more outliers.
+        real: Every model's least weight of real data; the weight is uniform between it and 0.35 more. 0.25 by default,
+            0.5 where covariances are learnt: curators who like outliers make spread grow, and more of it makes more
+            outliers.
         num_without_real: This many models, the last ones, get no real data (they need others that have some).
         ridge: The models' ridge, or an interval that it is drawn from for half of the models, 0 for the others.
         dim: Dimension of vectors, features or inputs; vectors 2, others 2 or 3 by default (outcomes: 5 to 7 in number).
         kinds: Kinds of the sources that are no real data.
-        rewards: Kinds of the rewards, ``linear``, ``quadratic`` (bending down), ``table`` (finite); all that fit by default.
-        full_rank: Whether quadratic rewards of vectors look in all directions or in one, and those of answers pick among
-            finitely many candidates or tilt only (both slow).
+        rewards: Kinds of the rewards, ``linear``, ``quadratic`` (bending down), ``table`` (finite); all that fit by
+            default.
+        full_rank: Whether quadratic rewards of vectors look in all directions or in one, and those of answers pick
+            among finitely many candidates or tilt only (both slow).
         candidates: What K is drawn from.
         best: Whether curators may pick the best of K (on vectors and answers: one stage of a linear reward).
         stages: 1, or 2 to let one curated source in eight have a second stage.
@@ -70,8 +72,8 @@ def random_ecosystem(
         maps: Whether sources may be mapped affinely (vectors and answers), by matrices of norm at most ``map_size``.
         map_size: See ``maps``.
         num_feeds: Least and most sources of a model that are no real data; producers repeat, the model itself included.
-        curation: Give every model a curated source and, where it would have neither, real or raw data, so that each has a
-            curation ratio.
+        curation: Give every model a curated source and, where it would have neither, real or raw data, so that each has
+            a curation ratio.
         order: Update order; simultaneous by default.
         steps: Gradient steps; the exact minimum by default.
     """
@@ -147,24 +149,26 @@ class _World:
         if self.finite:
             size = int(rng.integers(5, 8))
             self.space = s.Outcomes(coordinates=self.normal(size, 2))
-            self.data = {f"d{k}": s.DistributionData(weights=rng.dirichlet(np.full(size, 3.0)) + 0.03) for k in range(3)}
+            self.data = {
+                f"d{k}": s.DistributionData(weights=rng.dirichlet(np.full(size, 3.0)) + 0.03) for k in range(3)
+            }
             self.size = size
         elif family in _VECTORS:
             self.space = s.Vectors(dim=self.dim)
             self.data = {
                 "d0": s.MomentsData(mean=self.normal(self.dim), cov=self.covariance(self.dim)),
                 "d1": s.RowsData(rows=self.normal(12, self.dim)),
-                "d2": s.MomentsData(mean=self.normal(self.dim), cov=0.5),
+                "d2": s.MomentsData(mean=self.normal(self.dim), cov=np.array(0.5)),
             }
         else:
             self.space = s.Regression(inputs=self.dim, outputs=2)
             self.domains = {
                 "near": s.GaussianDomain(mean=0.3 * self.normal(self.dim), cov=self.covariance(self.dim)),
                 "far": s.PointsDomain(points=self.normal(self.dim + 4, self.dim)),
-                "wide": s.GaussianDomain(mean=np.zeros(self.dim), cov=1.2),
+                "wide": s.GaussianDomain(mean=np.zeros(self.dim), cov=np.array(1.2)),
             }
             self.data = {
-                "d0": s.TeacherData(matrix=self.normal(2, self.dim), noise=0.1, domain="near"),
+                "d0": s.TeacherData(matrix=self.normal(2, self.dim), noise=np.array(0.1), domain="near"),
                 "d1": s.PairsData(x=self.normal(9, self.dim), y=self.normal(9, 2)),
                 "d2": s.TeacherData(matrix=self.normal(2, self.dim), domain="wide"),
             }
@@ -233,7 +237,9 @@ class _World:
             few = min(finite) if self.kind in _SPREADING else self.pick(finite)
             fields |= {"temperature": 0.0, "candidates": few}
             options = options if self.finite else linear
-        elif self.kind == "linear_gaussian" and not self.full_rank and (multiple or fields["candidates"] != float("inf")):
+        elif (
+            self.kind == "linear_gaussian" and not self.full_rank and (multiple or fields["candidates"] != float("inf"))
+        ):
             options = linear or options  # other picks take quadrature at every input
         if curator not in options or (curators and rng.random() < 0.3):
             curator = self.pick(options)

@@ -274,7 +274,7 @@ def test_accumulating_nothing_new_leaves_the_mean():
 def test_a_replicate_is_the_same_alone_and_among_others(family, regime):
     eco = small(family, 13, kinds=("raw",) if family == "gaussian_mean" else ("raw", "curated"))
     program = compile_ecosystem(eco)
-    samples = s.Samples(per_round=25, regime=regime)
+    samples = s.Samples(per_round=400, regime=regime)
     together, alone = State(program.start.expand(5, -1)), State(program.start.expand(1, -1))
     for _ in range(3):
         together = sampled_round(program, together, eco.update, samples, 8)

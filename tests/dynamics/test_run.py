@@ -16,7 +16,7 @@ from crossfeed.dynamics.measures import Measures, wasserstein
 from crossfeed.dynamics.rounds import State, population_round
 from crossfeed.dynamics.run import run
 from crossfeed.dynamics.stable import solve
-from crossfeed.dynamics.state import load_state
+from crossfeed.dynamics.state import load_state, save_state
 from crossfeed.errors import DataError, NotAvailableError, SettingError
 from ecosystems import FAMILIES, random_ecosystem
 
@@ -102,9 +102,13 @@ def test_distance_and_spread_by_family(family):
         assert "least-squares" in measures.distance_name
     else:
         at_start = measures.distance(program.start)
-        full = [i for i, m in enumerate(eco.models.values()) if isinstance(m.family, s.Gaussian) and i < 2 and not m.ridge]
+        full = [
+            i for i, m in enumerate(eco.models.values()) if isinstance(m.family, s.Gaussian) and i < 2 and not m.ridge
+        ]
         assert all(float(at_start[i]) < 1e-6 for i in full)  # the start is fitted to those very data
-        assert [bool(torch.isnan(x)) for x in spread] == [not isinstance(m.family, s.Gaussian) for m in eco.models.values()]
+        assert [bool(torch.isnan(x)) for x in spread] == [
+            not isinstance(m.family, s.Gaussian) for m in eco.models.values()
+        ]
         assert "Wasserstein" in measures.distance_name
     if "mixed" not in family:
         assert bool(torch.isfinite(distance).all())  # the model without real data is held against the others'
@@ -117,16 +121,17 @@ def test_wasserstein_against_its_one_dimensional_formula():
 
 
 def test_seeds_differ_and_a_part_of_them_is_the_same_run(monkeypatch):
+    """Up to rounding: with fewer samples some outcome may have none, and rounding then moves NumPy's stream."""
     eco = small("categorical", 4)
-    found = run(eco, rounds=6, samples=30, seeds=7)
-    fewer = run(eco, rounds=6, samples=30, seeds=3)
+    found = run(eco, rounds=6, samples=500, seeds=7)
+    fewer = run(eco, rounds=6, samples=500, seeds=3)
     assert np.allclose(found.alignment[:, :3], fewer.alignment, atol=1e-12)
     assert len({tuple(row) for row in found.alignment[-1].round(9).tolist()}) == 7
     monkeypatch.setattr(running, "seeds_at_once", lambda program, samples: 2)
-    chunked = run(eco, rounds=6, samples=30, seeds=7)
+    chunked = run(eco, rounds=6, samples=500, seeds=7)
     assert np.allclose(chunked.alignment, found.alignment, atol=1e-12)
     assert torch.allclose(chunked.state.theta, found.state.theta, atol=1e-12)
-    other = run(eco.model_copy(update={"seed": eco.seed + 1}), rounds=6, samples=30, seeds=7)
+    other = run(eco.model_copy(update={"seed": eco.seed + 1}), rounds=6, samples=500, seeds=7)
     assert not np.isclose(other.alignment[-1], found.alignment[-1]).any()
 
 
@@ -179,14 +184,12 @@ def test_a_run_settles_where_the_solver_does():
 
 
 def test_a_seed_whose_numbers_end_leaves_the_others_alone():
-    """Above 1 a picks' tilt by e^{y²…} has no mean: there a round is not finite; seeds get there at different times or never."""
+    """A fit that fails above 0.6: seeds get there at different times, or never."""
     eco = s.Ecosystem(
         space=s.Vectors(dim=1),
         rewards={"r": s.LinearReward(vector=[1])},
         models={
-            "p": s.Model(
-                family=s.Gaussian(), reward="r", sources=[s.Raw(producer="p", weight=1)], start=[0.0, 0.0]
-            )
+            "p": s.Model(family=s.Gaussian(), reward="r", sources=[s.Raw(producer="p", weight=1)], start=[0.0, 0.0])
         },
     )
     program = compile_ecosystem(eco)
@@ -205,7 +208,7 @@ def test_a_seed_whose_numbers_end_leaves_the_others_alone():
         last = found.last[k]
         assert np.isfinite(found.alignment[: last - (k in ended) + 1, k]).all()
         assert np.isnan(found.alignment[last + 1 :, k]).all()
-    assert np.isfinite(found.state.theta[[k for k in range(12) if k not in ended]]).all()
+    assert bool(torch.isfinite(found.state.theta[[k for k in range(12) if k not in ended]]).all())
     assert f"{len(ended)} of 12 seeds produced numbers that are not finite" in found.summary()
 
 
@@ -214,9 +217,10 @@ def test_a_failing_factorisation_ends_its_seed_only():
     program = compile_ecosystem(eco)
     family = program.model_groups[0].family
     inner = family.fit
+    limit = float(run(eco, rounds=10, samples=6, seeds=10).state.theta[:, 0].sort()[0][7:9].mean())
 
     def fit(moments, ridge, start):
-        if bool((moments[..., 0] > 1.0).any()):
+        if bool((moments[..., 0, 0] > limit).any()):
             raise torch.linalg.LinAlgError("singular")
         return inner(moments, ridge, start)
 
@@ -238,7 +242,10 @@ def test_a_failing_factorisation_ends_its_seed_only():
         ({"samples": math.nan}, "samples: found nan"),
         ({"samples": 10, "regime": "forget"}, "regime: found 'forget'; need replace, accumulate or subsample"),
         ({"samples": 10, "seeds": 2, "resume": State(torch.zeros(1, 3))}, "resume: found a state of 1 × 3 parameters"),
-        ({"rounds": 5, "resume": State(torch.zeros(1, 1), 5)}, "resume: found a state after round 5; need `rounds` above"),
+        (
+            {"rounds": 5, "resume": State(torch.zeros(1, 1), 5)},
+            "resume: found a state after round 5; need `rounds` above",
+        ),
     ],
 )
 def test_arguments_out_of_range(options, text):
@@ -261,7 +268,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(family, regime, order, tmp_pat
     options = {"samples": 12, "seeds": 3, "regime": regime}
     whole = run(eco, rounds=9, **options)
     half = run(eco, rounds=4, **options)
-    half.save(tmp_path)
+    save_state(half.state, tmp_path / "state.npz")
     for state in (half.state, load_state(tmp_path)):
         rest = run(eco, rounds=9, resume=state, **options)
         assert torch.equal(rest.state.theta, whole.state.theta)
@@ -282,9 +289,7 @@ def test_a_population_resumes_too(regime):
 
 
 def test_ended_seeds_stay_ended_when_resumed():
-    model = s.Model(
-        family=s.Categorical(), reward="r", sources=[s.Raw(producer="p", weight=1)], start=[0.0, 0.0]
-    )
+    model = s.Model(family=s.Categorical(), reward="r", sources=[s.Raw(producer="p", weight=1)], start=[0.0, 0.0])
     eco = s.Ecosystem(space=s.Outcomes(count=3), rewards={"r": s.TableReward(values=[0, 1, 2])}, models={"p": model})
     whole = run(eco, rounds=30, samples=6, seeds=10)
     half = run(eco, rounds=6, samples=6, seeds=10)
@@ -328,6 +333,7 @@ def test_saved_files_hold_the_run(tmp_path):
     assert kept[0, 1, "m2", "entropy", None] == found.entropy[0, 1, 2]
     assert kept[3, 1, "m2", "distance_to_data", None] == found.distance[3, 1, 2]
     assert {r["metric"] for r in rows} == {"alignment", "entropy", "spread", "distance_to_data", "delta"}
+    assert torch.equal(load_state(tmp_path / "deep" / "out").theta, found.state.theta)
     facts = json.loads((tmp_path / "deep" / "out" / "run.json").read_text())
     assert facts["format"] == "crossfeed-run"
     assert facts["seeds"] == 3
@@ -345,7 +351,9 @@ def test_charts_and_words():
     found = run(small("mixed_finite", 9), rounds=5, samples=40, seeds=12)
     spec = found.chart("alignment").to_dict()
     assert "middle 80 %" in json.dumps(spec, ensure_ascii=False)
-    with pytest.raises(NotAvailableError, match="chart 'colour': this run has nothing to draw for it; it has alignment"):
+    with pytest.raises(
+        NotAvailableError, match="chart 'colour': this run has nothing to draw for it; it has alignment"
+    ):
         found.chart("colour")
     text = found.summary()
     assert "3 models, 5 rounds, 40 new samples a model and round, 12 seeds." in text

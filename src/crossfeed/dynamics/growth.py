@@ -1,9 +1,9 @@
 r"""How fast products of partial updates grow: the spectral core of the certificates.
 
-One round updates blocks of coordinates one after another. With G the Jacobian of updating everything at once, updating block b
-alone is P_b = I − E_b(I − G): rows b of G, identity elsewhere. A round is the product of its P_b, a cycle the product of
-its rounds, and a disturbance grows by ρ(cycle)^{1/rounds} a round. Rounds in random order have no cycle; theirs is the top Lyapunov
-exponent of a product of random matrices.
+One round updates blocks of coordinates one after another. With G the Jacobian of updating everything at once, updating
+block b alone is P_b = I − E_b(I − G): rows b of G, identity elsewhere. A round is the product of its P_b, a cycle the
+product of its rounds, and a disturbance grows by ρ(cycle)^{1/rounds} a round. Rounds in random order have no cycle;
+theirs is the top Lyapunov exponent of a product of random matrices.
 
 Coordinates that do not feed back on each other are taken apart first (strongly connected components of G): every P_b is
 block triangular in them, so ρ is the largest over the components, and chains without feedback are exactly 0.
@@ -35,10 +35,10 @@ class Growth:
     Attributes:
         radius: Factor per round.
         cycle: Rounds after which the order repeats; 1 for random orders.
-        leading: The dominant eigenvalue of a cycle (of each conjugate pair the one above the real axis); None where only its size
-            was estimated.
-        method: How it was found: ``components`` (read off), ``dense`` eigenvalues, ``arnoldi`` (residual checked), ``power`` (an
-            estimate) or ``random product`` (an estimate).
+        leading: The dominant eigenvalue of a cycle (of each conjugate pair the one above the real axis); None where
+            only its size was estimated.
+        method: How it was found: ``components`` (read off), ``dense`` eigenvalues, ``arnoldi`` (residual checked),
+            ``power`` (an estimate) or ``random product`` (an estimate).
         standard_error: Of ``radius``, for random products.
     """
 
@@ -73,8 +73,8 @@ def growth(
         dense_limit: Components up to this size by dense eigenvalues, larger ones by Arnoldi.
 
     Example:
-        Two models that copy half of each other. At once: ρ = 1/2. One after the other: the second sees the first's news,
-        and the pair shrinks by 1/4 a round.
+        Two models that copy half of each other. At once: ρ = 1/2. One after the other: the second sees the first's
+        news, and the pair shrinks by 1/4 a round.
 
         >>> half = scipy.sparse.csr_array([[0.0, 0.5], [0.5, 0.0]])
         >>> apart = [np.array([0]), np.array([1])]
@@ -88,7 +88,9 @@ def growth(
     if isinstance(order, schema.RandomOrder):
         return _random_product(matrix, order, names, blocks, seed)
     cycle = cycle_length(order)
-    sequence = [np.concatenate([blocks[i] for i in step]) for r in range(cycle) for step in steps_of_round(order, names, r)]
+    sequence = [
+        np.concatenate([blocks[i] for i in step]) for r in range(cycle) for step in steps_of_round(order, names, r)
+    ]
     best, leading, method = 0.0, complex(0.0), "components"
     count, label = connected_components(matrix, directed=True, connection="strong")
     sizes = np.bincount(label, minlength=count)
@@ -109,7 +111,7 @@ def growth(
             method = how
         if size > best:
             best, leading = size, complex(np.nan) if eigenvalue is None else eigenvalue
-    return Growth(best ** (1 / cycle), cycle, None if np.isnan(leading) else leading, method)
+    return Growth(float(best) ** (1 / cycle), cycle, None if np.isnan(leading) else leading, method)
 
 
 def _leading(
@@ -123,7 +125,7 @@ def _leading(
             product[r] = dense[r] @ product
         values = np.linalg.eigvals(product)
         top = values[np.argmax(np.abs(values) + 1e-12 * (values.imag > 0))]
-        return abs(top), complex(top), "dense"
+        return float(abs(top)), complex(top), "dense"
     steps: Steps = [(r, matrix[r]) for r in rows]
     rng = np.random.default_rng(np.random.SeedSequence([seed, size]))
     start = rng.standard_normal(size)
@@ -139,7 +141,7 @@ def _leading(
         vector, value = vectors[:, at], values[at]
         image = _apply(steps, vector.real) + 1j * _apply(steps, vector.imag)
         if np.linalg.norm(image - value * vector) <= RESIDUAL * max(abs(value), 1e-12):
-            return abs(value), complex(value), "arnoldi"
+            return float(abs(value)), complex(value), "arnoldi"
     return _power(steps, start), None, "power"
 
 
@@ -165,9 +167,13 @@ def _power(steps: Steps, x: np.ndarray, rounds: int = 400) -> float:
 
 
 def _random_product(
-    matrix: scipy.sparse.csr_array, order: schema.RandomOrder, names: Sequence[str], blocks: Sequence[np.ndarray], seed: int
+    matrix: scipy.sparse.csr_array,
+    order: schema.RandomOrder,
+    names: Sequence[str],
+    blocks: Sequence[np.ndarray],
+    seed: int,
 ) -> Growth:
-    """exp of the top Lyapunov exponent along the order's own schedule, with batch means for its standard error."""
+    """Exp of the top Lyapunov exponent along the order's own schedule, with batch means for its standard error."""
     parts = [matrix[b] for b in blocks]
     rounds = int(np.clip(100_000 // max(len(names), 1), 200, 4000)) // BATCHES * BATCHES
     x = np.random.default_rng(np.random.SeedSequence([seed, len(names), 1])).standard_normal(matrix.shape[0])

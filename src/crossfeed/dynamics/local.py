@@ -2,7 +2,8 @@ r"""Local and empirical convergence: spectral radii by update order, and the rat
 
 Near a stable point the disturbance δ = Θ − Θ* follows the round's Jacobian. Updating model i alone changes
 
-    δ_i ← ((I − QD) δ)_i,    Q_i = H_i⁻¹ (exact minimum),    Q_i = (I − (I − ηH_i)^k) H_i⁻¹ (k gradient steps of size η),
+    δ_i ← ((I − QD) δ)_i,    Q_i = H_i⁻¹ (exact minimum),    Q_i = (I − (I − ηH_i)^k) H_i⁻¹ (k gradient steps of size
+    η),
 
 with D = ∂F/∂Θ. The loop is locally stable iff the product over a round (a cycle of rounds) has spectral radius < 1.
 """
@@ -32,7 +33,8 @@ class LocalCertificate:
     """Stability near a stable point in one update order.
 
     Kind: local. It assumes that the point is a stable point, that the retraining map is differentiable there, and exact
-    population data; it says nothing about starts far away. Where ``estimated`` is true the number itself is an estimate.
+    population data; it says nothing about starts far away. Where ``estimated`` is true the number itself is an
+    estimate.
 
     Attributes:
         order: The order in words.
@@ -207,8 +209,8 @@ def observed_rate(
         rounds: Budget; the run stops early at 1e-11.
 
     Returns:
-        (rate, its standard error from the fit's residuals, which takes them for independent); the error is None with fewer than
-        three rounds, both are None with fewer than two, for a start at Θ* or a run that leaves the numbers.
+        (rate, its standard error from the fit's residuals, which takes them for independent); the error is None with
+        fewer than three rounds, both are None with fewer than two, for a start at Θ* or a run that leaves the numbers.
     """
     floor = 1e-14 * (1 + float(theta_star.norm()))
     theta, sizes = theta_start, [float((theta_start - theta_star).norm())]

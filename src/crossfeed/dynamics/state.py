@@ -42,5 +42,5 @@ def load_state(path: str | Path) -> State:
             return State(theta, number, Pool(torch.from_numpy(found["sizes"]), kept))
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}); give the state.npz that a run wrote") from None
-    except (KeyError, ValueError, TypeError, zipfile.BadZipFile):
+    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
         raise DataError(f"{file}: is no state of a run; give the state.npz that a run wrote") from None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from crossfeed.errors import NotAvailableError
 from crossfeed.families.base import EXPECTATION, LIKELIHOOD, RSAMPLE, cholesky, newton_fit
-from crossfeed.families.gaussian_picks import Stage, gaussian_pick
+from crossfeed.families.gaussian_picks import Stage, gaussian_pick, VectorReward
 
 PICKED_AT_ONCE = 32
 
@@ -441,24 +441,27 @@ def whole_candidates(k: Tensor) -> int:
     return int(first)
 
 
-def _pick_samples(y: Tensor, stage: Stage, at: dict[str, Tensor], rng: np.random.Generator) -> Tensor:
-    """Groups of K consecutive candidates (..., n·K, d) to picks (..., n, d)."""
+def _pick_samples(
+    y: Tensor, stage: Stage, at: dict[str, Tensor], rng: np.random.Generator, more: tuple[Tensor | None, Tensor | None] = (None, None)
+) -> Tensor:
+    """Groups of K consecutive candidates (..., n·K, d) to picks (..., n, d); ``more`` adds to the rewards (..., n·K)."""
     k = int(at["candidates"].reshape(-1)[0])
     groups = y.unflatten(-2, (-1, k))
     eye = torch.eye(y.shape[-1], dtype=y.dtype)
 
-    def choice(reward: object) -> Tensor:
-        values = reward.on(eye, y).unflatten(-1, (-1, k))  # type: ignore[attr-defined]
+    def choice(reward: VectorReward, add: Tensor | None) -> Tensor:
+        values = reward.on(eye, y) if add is None else reward.on(eye, y) + add
+        values = values.unflatten(-1, (-1, k))
         if stage.kind == "best":
             return values.argmax(-1)
         gumbel = torch.from_numpy(rng.gumbel(size=tuple(values.shape)))
         return (values / at["temperature"][..., None, None] + gumbel).argmax(-1)
 
-    chosen = choice(stage.reward)
+    chosen = choice(stage.reward, more[0])
     how = torch.from_numpy(rng.random(tuple(chosen.shape)))
     noise, share = at["noise"][..., None], at["other_share"][..., None]
     if stage.other is not None:
-        chosen = torch.where(how < noise + share, choice(stage.other), chosen)
+        chosen = torch.where(how < noise + share, choice(stage.other, more[1]), chosen)
     anyone = torch.from_numpy(rng.integers(0, k, size=tuple(chosen.shape)))
     chosen = torch.where(how < noise, anyone, chosen)
     return groups.gather(-2, chosen[..., None, None].expand(*chosen.shape, 1, y.shape[-1]))[..., 0, :]

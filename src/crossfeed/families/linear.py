@@ -86,6 +86,12 @@ class LinearGaussian:
         """E[yxᵀ] (E[xxᵀ] + ridge)⁻¹."""
         cross, second = self._split(moments)
         matrix = second + ridge[..., None, None] * torch.eye(self.inputs, dtype=second.dtype)
+        sizes = torch.linalg.eigvalsh(torch.nan_to_num(matrix))
+        if bool((sizes[..., 0] <= 1e-14 * sizes[..., -1]).any()):
+            raise NotAvailableError(
+                "linear_gaussian: the inputs that a model is trained on do not span their space, so that its matrix is not "
+                "determined; give it a ridge, or inputs (samples) in more directions"
+            )
         return torch.linalg.solve(matrix, cross, left=False).flatten(-2)
 
     def entropy(self, theta: Tensor) -> Tensor:
@@ -225,11 +231,11 @@ class LinearSource:
         noise = torch.from_numpy(rng.standard_normal(tuple(mean.shape)))
         scale = torch.linalg.cholesky(self.producer.noise * at["sampling_temperature"][..., None, None])
         y = mean + torch.einsum("...de,...ne->...nd", scale, noise)
-        if any(c is not None for pair in self.cross for c in pair):
-            raise NotAvailableError("finite samples of picks by a reward on (x, y): use a reward on y")
-        for number, stage in enumerate(self.stages):
+        for number, (stage, cross) in enumerate(zip(self.stages, self.cross, strict=True)):
             keys = ("candidates", "temperature", "noise", "other_share")
-            y = _pick_samples(y, stage, {key: at[f"{number}.{key}"] for key in keys}, rng)
+            wide = x.repeat_interleave(y.shape[-2] // max(num, 1), -2)
+            main, other = (None if c is None else torch.einsum("...no,...oi,...ni->...n", y, c, wide) for c in cross)
+            y = _pick_samples(y, stage, {key: at[f"{number}.{key}"] for key in keys}, rng, (main, other))
         if self.matrix is not None:
             y = torch.einsum("eop,...enp->...eno", self.matrix, y)
         if self.shift is not None:

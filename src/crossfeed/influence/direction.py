@@ -59,9 +59,9 @@ def direction(found: Influence, model: int, max_dim: int = 400) -> Direction:
         rho,
         paper,
         sharp,
-        math.acos(cosine(v, w)),
+        angle(v, w),
         sharp is not None and abs(rho) > sharp,
-        abs(math.pi / 2 - math.acos(cosine(g, w))),
+        abs(math.pi / 2 - angle(g, w)),
     )
 
 
@@ -69,6 +69,14 @@ def cosine(a: Tensor, b: Tensor) -> float:
     """cos of the angle between two vectors; 0 if one of them is zero."""
     size = float(a.norm() * b.norm())
     return 0.0 if size == 0 else max(-1.0, min(1.0, float(a @ b) / size))
+
+
+def angle(a: Tensor, b: Tensor) -> float:
+    """Angle between two vectors in radians, accurate also when it is tiny; 0 if one of them is zero."""
+    if float(a.norm() * b.norm()) == 0:
+        return 0.0
+    u, v = a / a.norm(), b / b.norm()
+    return 2 * math.atan2(float((u - v).norm()), float((u + v).norm()))
 
 
 def sine_bounds(S: Tensor) -> tuple[float | None, float | None]:
@@ -97,12 +105,12 @@ def sine_bounds(S: Tensor) -> tuple[float | None, float | None]:
     def sine(log_eps: float) -> float:
         return float(torch.linalg.matrix_norm(math.exp(log_eps) * S - eye, 2))
 
-    inverse_tau = minimize_scalar(off, bounds=(0.0, 2 * size), method="bounded", options={"xatol": 1e-12 * size}).fun
+    inverse_tau = float(minimize_scalar(off, bounds=(0.0, 2 * size), method="bounded", options={"xatol": 1e-12 * size}).fun)
     # the minimiser lies in [m/‖S‖², 1/m]: there ε²‖Sv‖² − 2ε⟨Sv,v⟩ + 1 turns for every v
     low, high = math.log(m / size**2), math.log(1 / m)
     sharp = min(sine(low), sine(high))
     if high > low:
-        sharp = min(sharp, minimize_scalar(sine, bounds=(low, high), method="bounded", options={"xatol": 1e-10}).fun)
+        sharp = min(sharp, float(minimize_scalar(sine, bounds=(low, high), method="bounded", options={"xatol": 1e-10}).fun))
     paper = inverse_tau / math.hypot(m, inverse_tau)
     return paper, min(sharp, 1.0)
 
@@ -123,7 +131,7 @@ def antieigenvector(S: Tensor, restarts: int = 20, seed: int = 0) -> Tensor:
             return value
 
         optimiser.step(turn)  # type: ignore[no-untyped-call]
-        value = float(turn())
+        value = float(turn().detach())
         if value < best_cos:
             best, best_cos = (v / v.norm()).detach(), value
     return best
@@ -147,23 +155,23 @@ def nearest_flip(g: Tensor, w: Tensor) -> Tensor:
     return g - (g @ w) / (w @ w) * w
 
 
-def example_two_models(dim: int, angle: float, strength: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def example_two_models(dim: int, rotation: float, strength: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Example 4.6 for the paper's two-model loop θ = φ + λa, φ = Aθ: (A, a, g) with g·a > 0 and g·(I−A)⁻¹a < 0.
 
-    A is block diagonal, rotations by ``angle`` times ``strength``; S = (I − A)⁻¹ turns a, and g is :func:`flipping_reward`.
+    A is block diagonal, rotations by ``rotation`` times ``strength``; S = (I − A)⁻¹ turns a, and g is :func:`flipping_reward`.
 
     Args:
         dim: Even dimension d.
-        angle: Rotation of each block, in radians; not a multiple of π.
+        rotation: Of each block, in radians; not a multiple of π.
         strength: Factor in (0, 1).
         seed: Of a.
     """
-    c, s = math.cos(angle), math.sin(angle)
+    c, s = math.cos(rotation), math.sin(rotation)
     A = torch.block_diag(*[strength * torch.tensor([[c, -s], [s, c]], dtype=torch.float64)] * (dim // 2))
     a = torch.randn(dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     g = flipping_reward(a, torch.linalg.solve(torch.eye(dim, dtype=torch.float64) - A, a))
     if g is None:
-        raise ValueError("angle is a multiple of π, so S does not turn a; choose another angle")
+        raise ValueError("rotation is a multiple of π, so S does not turn a; choose another one")
     return A, a, g
 
 

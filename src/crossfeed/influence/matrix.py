@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 
@@ -62,7 +63,8 @@ class Influence:
     @cached_property
     def by_evaluation(self) -> Tensor:
         """(V, N) dJ/dλ_i of every evaluation."""
-        return self.alignment_gradient @ self.response
+        gradient = scipy.sparse.csr_array(self.alignment_gradient.numpy())
+        return torch.from_numpy(gradient @ self.response.numpy())
 
     @property
     def matrix(self) -> Tensor:
@@ -70,24 +72,31 @@ class Influence:
         return self._defined(self.by_evaluation[self.program.primary])
 
     @cached_property
+    def _gradient(self) -> Tensor:
+        """(D,) ∇J of every model by its own parameters, one after another."""
+        return self.alignment_gradient[self.program.primary].sum(0)
+
+    @cached_property
     def _own(self) -> Tensor:
-        """(D, N) block-diagonal response: column i moves model i alone, everyone else frozen."""
-        return self.lin.isolated(self.push)
+        """(D,) how every model moves when its own curation rises and everyone else is frozen."""
+        return self.lin.isolated(self.push.sum(1, keepdim=True))[:, 0]
 
     @cached_property
     def isolated(self) -> Tensor:
         """(N,) dJ_i/dλ_i if all other models were frozen (same mixtures, B_ij = 0 for i ≠ j)."""
-        values = (self.alignment_gradient[self.program.primary] * self._own.T).sum(-1)
+        block = torch.repeat_interleave(torch.arange(self.program.num_models), torch.diff(torch.tensor(self.program.offsets)))
+        values = torch.zeros(self.program.num_models, dtype=self.theta.dtype).index_add(0, block, self._gradient * self._own)
         return torch.where(self._mask, values, torch.nan)
 
     @cached_property
     def direct(self) -> Tensor:
         """(N, N) baseline: the isolated effect on the diagonal; off it, the effect over direct edges i → k alone."""
-        moved = -self.lin.apply(self._own)  # −(D_ii own_i) on the diagonal, −B_ki own_i elsewhere
-        block = torch.repeat_interleave(torch.arange(self.program.num_models), torch.diff(torch.tensor(self.program.offsets)))
-        diagonal = block[:, None] == torch.arange(self.program.num_models)
-        reached = self.lin.isolated(torch.where(diagonal, torch.zeros_like(moved), moved))
-        out = self.alignment_gradient[self.program.primary] @ reached
+        out = torch.zeros(self.program.num_models, self.program.num_models, dtype=self.theta.dtype)
+        answer = self.lin.isolated(self._gradient[:, None], transpose=True)[:, 0]  # D_kk⁻ᵀ∇J_k
+        for e in self.lin.edges:
+            ends = [(self.program.sources[s].consumer, self.program.sources[s].producer) for s in e.group.source.tolist()]
+            k, i = torch.tensor(ends).T
+            out.index_put_((k, i), -torch.einsum("er,erc,ec->e", answer[e.rows], e.value, self._own[e.cols]), accumulate=True)
         out.diagonal().copy_(self.isolated)
         return self._defined(out)
 
@@ -106,8 +115,8 @@ class Influence:
         rows = self.program.primary
         scale = self.alignment_gradient[rows].norm(dim=1)[:, None] * self.response.norm(dim=0)[None]
         return [
-            [verdict(float(v), float(b), ZERO * float(s)) for v, b, s in zip(vs, bs, ss, strict=True)]
-            for vs, bs, ss in zip(self.matrix, self.direct, scale, strict=True)
+            [verdict(v, b, z) for v, b, z in zip(vs, bs, zs, strict=True)]
+            for vs, bs, zs in zip(self.matrix.tolist(), self.direct.tolist(), (ZERO * scale).tolist(), strict=True)
         ]
 
     @cached_property
@@ -190,7 +199,7 @@ def influence(eco: schema.Ecosystem, program: Program, theta: Tensor, lin: Linea
         )
     push, found = curation_push(eco, lin)
     solution = lin.solve(push)
-    own = float(lin.isolated(push).norm())
+    own = float(lin.isolated(push.sum(1, keepdim=True)).norm())  # column i is a push on model i alone
     grown = float(solution.value.norm()) / max(own, 1e-300)
     if solution.result != "converged" or not np.isfinite(grown) or grown > 1e9:
         raise NotStableError(

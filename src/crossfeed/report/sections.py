@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +16,10 @@ from crossfeed.dynamics.stable import StablePoint
 from crossfeed.errors import CrossfeedError
 from crossfeed.influence.direction import contributions, direction
 from crossfeed.influence.edges import edge_effects, walks
+from crossfeed.influence.finite_samples import finite_sample_theory
 from crossfeed.influence.matrix import Influence, curation_ratio, setting_response
-from crossfeed.influence.threshold import Threshold
+from crossfeed.influence.sample_size import sign_test
+from crossfeed.influence.threshold import Mover, Threshold
 
 STRONGEST = 40
 
@@ -361,29 +362,73 @@ def warnings(data: dict[str, Any]) -> list[str]:
 
 def stability(eco: Ecosystem, program: Program, point: StablePoint, found: Influence | None) -> dict[str, Any]:
     """Local radii by update order, the global certificate, and the rate the loop shows."""
-    from crossfeed.dynamics.certificates import all_orders, global_certificate, observed_rate
+    from crossfeed.dynamics.certificates import global_certificate
+    from crossfeed.dynamics.local import all_orders, observed_rate
 
     local: list[dict[str, Any]] = []
+    rate = None
     if found is not None:
         for c in all_orders(program, found.lin, eco.update):
             local.append(
-                {
-                    "order": c.order,
-                    "radius": c.radius,
-                    "stable": c.stable,
-                    "rounds_to_halve": c.rounds_to_halve,
-                }
+                {"order": c.order, "radius": c.radius, "stable": c.stable, "rounds_to_halve": c.rounds_to_halve, "method": c.method}
             )
+        if program.num_models <= 50:
+            rate, _ = observed_rate(program, eco.update, program.start, found.theta)
     certificate = global_certificate(eco, program)
-    rate = None
-    if found is not None and program.num_models <= 50:
-        rate = observed_rate(program, eco.update, program.start, found.theta)
-    return {"local": local, "global": certificate, "observed_rate": rate}
+    return {
+        "local": local,
+        "global": {
+            "available": certificate.available,
+            "radius": certificate.radius,
+            "contracts": certificate.contracts,
+            "reason": certificate.reason,
+            "constants": None,
+        },
+        "observed_rate": rate,
+    }
 
 
 def finite_samples(eco: Ecosystem, program: Program, point: StablePoint, found: Influence | None) -> dict[str, Any]:
     """Mean shift and spread of alignment with n samples a round, and the smallest n that tells each influence's sign."""
-    raise NotImplementedError
+    out: dict[str, Any] = {
+        "available": False,
+        "reason": "",
+        "n": eco.samples.per_round,
+        "counts": eco.samples.counts,
+        "models": [],
+        "smallest_n": [],
+        "confidence": eco.audit.confidence,
+        "protocol": "",
+    }
+    if found is None:
+        return out | {"reason": "There is no stable point to work it out at."}
+    try:
+        theory = finite_sample_theory(program, found.theta, eco.update, eco.samples, found.lin)
+    except CrossfeedError as error:
+        return out | {"reason": str(error)}
+    mean, std = theory.at()
+    out |= {
+        "available": True,
+        "reason": "; ".join(theory.notes()),
+        "models": [
+            {"name": name, "mean_shift": mean[row] - theory.value[row], "std": std[row]}
+            for name, row in zip(program.names, program.primary.tolist(), strict=True)
+        ],
+    }
+    if program.num_params <= 150:
+        mover = Mover(eco, program, found.theta)
+        for i in found.intervened:
+            try:
+                test = sign_test(eco, program.names[i], mover=mover)
+            except CrossfeedError as error:
+                out["smallest_n"] += [_smallest(name, program.names[i], None, str(error)) for name in program.names]
+                continue
+            out["protocol"] = test.protocol
+            for name in program.names:
+                n, note = test.smallest_n(name, eco.audit.confidence)
+                out["smallest_n"].append(_smallest(name, program.names[i], n, note))
+    return out
 
 
-_ = np
+def _smallest(affected: str, intervened: str, n: int | None, note: str) -> dict[str, Any]:
+    return {"affected": affected, "intervened": intervened, "n": n, "note": note}

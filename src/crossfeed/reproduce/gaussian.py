@@ -1,7 +1,8 @@
 r"""The paper's Gaussian experiment: its published constants, the ecosystem, and what it does, by explicit formulas.
 
-Two models of vectors in R²⁴ keep copying each other. p is retrained on q's outputs, of which people shift a share λ by a fixed
-vector a; q is retrained on p's outputs, turned and scaled by A(t) = t·A, A block diagonal with 12 blocks of 2:
+Two models of vectors in R²⁴ keep copying each other. p is retrained on q's outputs, of which people shift a share λ
+by a fixed vector a; q is retrained on p's outputs, turned and scaled by A(t) = t·A, A block diagonal with 12 blocks
+of 2:
 
     p sees  N(φ, σ²I) with probability 1 − λ, N(φ + a, σ²I) with probability λ;    q sees  N(A(t)θ, σ²I).
 
@@ -71,14 +72,15 @@ def gaussian_ecosystem(
 ) -> schema.Ecosystem:
     """The experiment as an ecosystem, or several of them side by side that have nothing to do with each other.
 
-    p has two sources with q as producer: raw with weight 1 − λ, and curated with weight λ: one candidate, so that nothing is
-    picked, shifted by a. q's one source is p, mapped by A(t). The map acts on outcomes, their spread included: for q to see
-    N(Aθ, σ²I), p's own covariance is σ²(AᵀA)⁻¹, and q's is σ²I. It matters on finite samples only. Rewards carry the constant
-    ½η·trace(covariance), which cancels the model's own spread, so that J = g·θ − (η/2)‖θ‖² exactly. p is retrained first, then q
-    on the new p.
+    p has two sources with q as producer: raw with weight 1 − λ, and curated with weight λ: one candidate, so that
+    nothing is picked, shifted by a. q's one source is p, mapped by A(t). The map acts on outcomes, their spread
+    included: for q to see N(Aθ, σ²I), p's own covariance is σ²(AᵀA)⁻¹, and q's is σ²I. It matters on finite samples
+    only. Rewards carry the constant ½η·trace(covariance), which cancels the model's own spread, so that J = g·θ −
+    (η/2)‖θ‖² exactly. p is retrained first, then q on the new p.
 
     Args:
-        t: Strength of the loop, above 0; several make one pair of models each, named p0, q0, p1, q1, …; one makes p and q.
+        t: Strength of the loop, above 0; several make one pair of models each, named p0, q0, p1, q1, …; one makes p
+            and q.
         curation: λ, one or as many as there are t.
         noise: σ, the standard deviation of what the models are trained on, in every direction.
         per_round: n, samples a model and round, where the loop is run on finite samples.

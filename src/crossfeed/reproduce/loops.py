@@ -1,10 +1,10 @@
 r"""The Gaussian experiment on finite samples: simulated with the library's rounds, and exactly.
 
-A run is 100 rounds from Θ = 0, alignments are averaged over the last 20. Seeds, strengths t and curation ratios are all
-run at once: pairs of models are stacked into one ecosystem, seeds are the leading dimension of Θ.
+A run is 100 rounds from Θ = 0, alignments are averaged over the last 20. Seeds, strengths t and curation ratios are
+all run at once: pairs of models are stacked into one ecosystem, seeds are the leading dimension of Θ.
 
-With n samples a round the loop is Θ ← Θ* + G (Θ − Θ*) + noise, Cov[noise] = V/n, and V does not depend on Θ. So the mean after
-r rounds is Θ* + Gʳ(Θ⁰ − Θ*), the covariance Σ_{k<r} Gᵏ V Gᵏᵀ / n, and
+With n samples a round the loop is Θ ← Θ* + G (Θ − Θ*) + noise, Cov[noise] = V/n, and V does not depend on Θ. So the
+mean after r rounds is Θ* + Gʳ(Θ⁰ − Θ*), the covariance Σ_{k<r} Gᵏ V Gᵏᵀ / n, and
 
     E[J after r rounds] = J(mean) + ½ tr(∇²J Cov),
 
@@ -118,7 +118,9 @@ def expected(
     return Expected(*np.concatenate(rows, axis=1))
 
 
-def over_rounds(law: FiniteSamples, start: torch.Tensor, rounds: int, discarded: int) -> tuple[torch.Tensor, torch.Tensor]:
+def over_rounds(
+    law: FiniteSamples, start: torch.Tensor, rounds: int, discarded: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Means of J(E[Θ]) and of ½ tr(∇²J Cov[Θ])·n over the rounds that are kept, (V,) each, for an affine loop.
 
     Args:

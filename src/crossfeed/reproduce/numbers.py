@@ -74,10 +74,14 @@ def gather(progress: Progress, seeds: int = SEEDS, sweep_seeds: int = SWEEP_SEED
     return out
 
 
+def _under(stage: str, progress: Progress) -> Callable[[int, int], None]:
+    return lambda done, total: progress(stage, done, total)
+
+
 def curves(progress: Progress) -> Numbers:
     """Influences and directions over the published t."""
     d = published()
-    found = theorem.curves(d["t"], lambda done, total: progress("Influence over t", done, total))
+    found = theorem.curves(d["t"], _under("Influence over t", progress))
     hand = explicit(d["t"])
     names = {"p": "dJp_dlambda", "q": "dJq_dlambda"}
     out: Numbers = {"t": _list(d["t"])}
@@ -140,12 +144,12 @@ def finite(progress: Progress, seeds: int) -> Numbers:
     d = published()
     t = np.repeat(d["finite_t"], 2).tolist()
     shares = [CURATION + theorem.STEP, CURATION - theorem.STEP] * len(d["finite_t"])
-    law = loops.expected(t, shares, progress=lambda done, total: progress("Finite-sample theory", done, total))
+    law = loops.expected(t, shares, progress=_under("Finite-sample theory", progress))
     one = _slope(law.std**2, plus=True) ** 0.5 / np.sqrt(seeds)
-    out: Numbers = {"t": _list(d["finite_t"]), "n": {}, "start_effect": float(np.abs(_slope(law.population - law.value)).max())}
+    start = float(np.abs(_slope(law.population - law.value)).max())
+    out: Numbers = {"t": _list(d["finite_t"]), "n": {}, "start_effect": start}
     for n in SIZES:
-        stage = f"Simulation, n = {n}"
-        runs = loops.simulate(t, shares, n, seeds, SEED + n, lambda done, total, s=stage: progress(s, done, total))  # type: ignore[misc]
+        runs = loops.simulate(t, shares, n, seeds, SEED + n, _under(f"Simulation, n = {n}", progress))
         slopes = _slope(runs)
         mean, error = slopes.mean(0), slopes.std(0, ddof=1) / np.sqrt(seeds)
         theory = _slope(law.mean(n))
@@ -164,7 +168,7 @@ def finite(progress: Progress, seeds: int) -> Numbers:
 
 
 def _slope(values: np.ndarray, plus: bool = False) -> np.ndarray:
-    """(…, pairs, 2) of λ + h and λ − h in turn to (J₊ − J₋) / 2h; with ``plus``, variances of J to the slope's variance."""
+    """(…, pairs, 2), λ + h and λ − h in turn, to (J₊ − J₋) / 2h; with ``plus``, from variances to the slope's variance."""
     up, down = values[..., 0::2, :], values[..., 1::2, :]
     return (up + down) / (2 * theorem.STEP) ** 2 if plus else (up - down) / (2 * theorem.STEP)
 
@@ -175,11 +179,10 @@ def sweep(progress: Progress, seeds: int) -> Numbers:
     grid = d["lambda_grid"]
     t = np.repeat(SWEEP_STRENGTHS, len(grid)).tolist()
     shares = np.tile(grid, len(SWEEP_STRENGTHS)).tolist()
-    law = loops.expected(t, shares, progress=lambda done, total: progress("Theory of the sweep", done, total))
+    law = loops.expected(t, shares, progress=_under("Theory of the sweep", progress))
     runs = {}
     for n in SWEEP_SIZES:
-        stage = f"Sweep of λ, n = {n}"
-        runs[n] = loops.simulate(t, shares, n, seeds, SEED + 1000 + n, lambda done, total, s=stage: progress(s, done, total))  # type: ignore[misc]
+        runs[n] = loops.simulate(t, shares, n, seeds, SEED + 1000 + n, _under(f"Sweep of λ, n = {n}", progress))
     out: Numbers = {"curation": _list(grid), "t": {}}
     for number, strength in enumerate(SWEEP_STRENGTHS):
         rows = slice(number * len(grid), (number + 1) * len(grid))
@@ -228,7 +231,8 @@ def deviations(numbers: Numbers) -> list[Numbers]:
         curve = c[f"influence_{model}"]
         for key, how in ways.items():
             add(f"∂J_{model}/∂λ over t", how, curve[key], curve["published"])
-    add("ρ_p as published, cos(∇J_p, θ*)", "explicit formula", c["rho_p_published"]["explicit"], c["rho_p_published"]["published"])
+    script = c["rho_p_published"]
+    add("ρ_p as published, cos(∇J_p, θ*)", "explicit formula", script["explicit"], script["published"])
     add("ρ_q = cos(∇J_q, A a)", "library", c["rho_q"]["library"], c["rho_q"]["published"])
     add("θ* at t = 0.9", "library", b["theta"]["library"], b["theta"]["published"])
     add("φ* at t = 0.9", "library", b["phi"]["library"], b["phi"]["published"])
@@ -270,12 +274,14 @@ def agreement(numbers: Numbers, seeds: int, sweep_seeds: int) -> Numbers:
     return {
         "published": within(join(finite, "published"), published_error, theory, SEEDS),
         "simulated": within(join(finite, "simulated"), ours_error, theory, seeds),
-        "sweep": within(join(sweep, "simulated"), join(sweep, "simulated_std_error"), join(sweep, "theory"), sweep_seeds),
+        "sweep": within(
+            join(sweep, "simulated"), join(sweep, "simulated_std_error"), join(sweep, "theory"), sweep_seeds
+        ),
         "published_minus_simulated": {
             "within_2": int((np.abs(join(finite, "published") - join(finite, "simulated")) < 2 * difference).sum()),
             "count": int(theory.size),
         },
-        "published_std_error_over_theory": float(np.sqrt(np.mean((published_error / spread) ** 2)) * np.sqrt(SEEDS / seeds)),
+        "published_std_error_over_theory": float(np.sqrt(np.mean((published_error / spread) ** 2) * SEEDS / seeds)),
         "simulated_std_error_over_theory": float(np.sqrt(np.mean((ours_error / spread) ** 2))),
     }
 

@@ -1,7 +1,7 @@
 """The Gaussian experiment by the library: influence for every t, central differences, blocks, and where signs change.
 
-Pairs of models that have nothing to do with each other are stacked into one ecosystem, ten pairs at a time: larger stacks
-would pay for the zeros of their joint matrix, smaller ones for each call.
+Pairs of models that have nothing to do with each other are stacked into one ecosystem, ten pairs at a time: larger
+stacks would pay for the zeros of their joint matrix, smaller ones for each call.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def with_curation(program: Program, curation: float) -> Program:
 
 
 def _central(found: Influence, curation: float = CURATION) -> np.ndarray:
-    """(pairs, 2) (J(λ + h) − J(λ − h)) / 2h: J is quadratic in λ, so that only rounding and the solver's residual are off."""
+    """(pairs, 2) (J(λ + h) − J(λ − h)) / 2h: J is quadratic in λ, so only rounding and the solver's residual are off."""
     values = []
     for share in (curation + STEP, curation - STEP):
         program = with_curation(found.program, share)
@@ -118,7 +118,8 @@ class AtOne:
         theta: (d,) θ*.
         phi: (d,) φ*.
         raw: (2, 12) contributions of the blocks to p's and q's alignment by the push itself, ∇J_p·a and ∇J_q·Aa.
-        distorted: (2, 12) the same after the loop has turned the push, ∇J_p·Sa and ∇J_q·ASa; they sum to the influences.
+        distorted: (2, 12) the same after the loop has turned the push, ∇J_p·Sa and ∇J_q·ASa; they sum to the
+            influences.
         direction: Of p: ρ, the bounds of Corollary 4.7, and by how much the loop turns the push.
         influence: (2,) ∂J_p/∂λ and ∂J_q/∂λ.
     """
@@ -149,7 +150,7 @@ def at_one(t: float, curation: float = CURATION) -> AtOne:
 
 
 def zero_over_strength(low: float, high: float, affected: int = 1) -> float:
-    """The t at which p's curation stops helping a model: a root of the influence, the stable point solved anew at each t.
+    """The t at which p's curation stops helping a model: a root of the influence, solved anew at each t.
 
     t scales a whole matrix and is no setting of the spec, hence a root over compiled ecosystems instead of
     :func:`crossfeed.influence.threshold.threshold`.
@@ -163,6 +164,6 @@ def zero_over_strength(low: float, high: float, affected: int = 1) -> float:
 
 
 def zeros_over_curation(t: float, low: float = 0.01, high: float = 0.99) -> dict[str, list[float]]:
-    """The curation ratios between ``low`` and ``high`` beyond which more of it lowers p's and q's alignment, at one t."""
+    """The curation ratios beyond which more of it lowers p's and q's alignment, at one t."""
     found = threshold(gaussian_ecosystem(t), "p.curation", low, high, pairs=[(0, 0), (1, 0)], grid=15)
     return {"p": found.roots[0, 0], "q": found.roots[1, 0]}
