@@ -93,7 +93,7 @@ def audit(
     command = shlex.join(["crossfeed", "audit", str(spec), *(["--allow-code"] if allow_code else [])])
     with results_folder(out or Path(f"crossfeed-{spec.stem}")) as folder:
         with progress(quiet) as report:
-            result = work_out(eco, progress=report, command=command)
+            result = work_out(eco, progress=report, command=command, spec_file=spec.name)
         write_whole(folder / "audit.json", result.save)
         write_whole(folder / "report.html", result.save)
     if as_json:
@@ -101,9 +101,11 @@ def audit(
         _say(f"report: {folder / 'report.html'}")
         return
     if not quiet:
+        from rich.console import Console
+
         from crossfeed.report.terminal import summary
 
-        print(summary(result.data))
+        Console(soft_wrap=False).print(summary(result.data))
     print(f"report: {folder / 'report.html'}")
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from crossfeed.describe import schema as s
 from crossfeed.dynamics.compile import compile_ecosystem
 from crossfeed.dynamics.pool import accumulated
@@ -43,7 +44,7 @@ def three_rounds(eco, theta=None):
     return program, theta
 
 
-# --- orders ------------------------------------------------------------------------------------------------------------
+# --- orders ---------------------------------------------------------------------------------------------------------
 
 
 def test_steps_of_each_order():
@@ -72,7 +73,7 @@ def test_a_sequential_round_uses_the_newest_states_and_leaves_others_stale():
     assert torch.equal(found[program.span(1)], program.start[program.span(1)])
 
 
-# --- invariances on random ecosystems ------------------------------------------------------------------------------------
+# --- invariances on random ecosystems -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -131,7 +132,7 @@ def test_relabelling_models_permutes_everything(family, order):
     assert torch.allclose(other.alignment(moved), program.alignment(theta)[[2, 0, 1]], atol=1e-10)
 
 
-# --- finite samples --------------------------------------------------------------------------------------------------------
+# --- finite samples -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("counts", ["multinomial", "fixed"])
@@ -191,7 +192,7 @@ def test_a_source_without_weight_is_never_drawn_from(family, regime):
     assert torch.allclose(one, two, atol=1e-9)
 
 
-# --- data regimes ---------------------------------------------------------------------------------------------------------
+# --- data regimes ---------------------------------------------------------------------------------------------------
 
 
 def test_each_model_has_a_pool_of_its_own():
@@ -266,7 +267,7 @@ def test_accumulating_nothing_new_leaves_the_mean():
     assert pool.sizes.tolist() == [2, 2, 2]
 
 
-# --- random streams ---------------------------------------------------------------------------------------------------------
+# --- random streams -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("regime", ["replace", "accumulate", "subsample"])

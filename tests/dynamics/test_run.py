@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from crossfeed.describe import schema as s
 from crossfeed.dynamics import run as running
 from crossfeed.dynamics.compile import compile_ecosystem
@@ -48,7 +49,7 @@ def follower(slope, curvature=0.0, start=1.0):
     )
 
 
-# --- what is recorded ----------------------------------------------------------------------------------------------------
+# --- what is recorded -----------------------------------------------------------------------------------------------
 
 
 def test_the_record_of_a_population_is_what_rounds_give():
@@ -154,7 +155,7 @@ def test_defaults_come_from_the_spec():
     assert calls[-1] == ("retraining", 8, 8)
 
 
-# --- how it ends ---------------------------------------------------------------------------------------------------------
+# --- how it ends ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ def test_infinite_samples_are_a_population():
     assert run(follower(0.5), rounds=3, samples=math.inf).samples is None
 
 
-# --- resuming ------------------------------------------------------------------------------------------------------------
+# --- resuming -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=lambda o: o.kind)
@@ -304,14 +305,14 @@ def test_a_state_that_is_none(tmp_path):
         load_state(tmp_path / "state.npz")
     for text in (b"", b"not a zip"):
         (tmp_path / "state.npz").write_bytes(text)
-        with pytest.raises(DataError, match="is no state of a run; give the state.npz that a run wrote"):
+        with pytest.raises(DataError, match=r"is no state of a run; give the state\.npz that a run wrote"):
             load_state(tmp_path)
     np.savez(tmp_path / "state.npz", other=np.zeros(2))
     with pytest.raises(DataError, match="is no state of a run"):
         load_state(tmp_path)
 
 
-# --- what it writes ------------------------------------------------------------------------------------------------------
+# --- what it writes -------------------------------------------------------------------------------------------------
 
 
 def test_saved_files_hold_the_run(tmp_path):

@@ -1,4 +1,4 @@
-"""One model alone, retrained on itself: what is known exactly must come out exactly (Ferbach et al. 2024; Wishart; Wright–Fisher)."""
+"""One model alone, retrained on itself: exact results of Ferbach et al. 2024, of Wishart, and of Wright and Fisher."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import digamma
+
 from crossfeed.describe import schema as s
 from crossfeed.dynamics.compile import compile_ecosystem
 from crossfeed.dynamics.rounds import population_round
 from crossfeed.dynamics.run import run
 from crossfeed.dynamics.stable import solve
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.special import digamma
 
 
 def log_ratios(p):
@@ -130,7 +131,7 @@ def test_a_run_ends_when_one_outcome_is_left():
     assert "p: alignment" in found.summary()
 
 
-# --- with real data --------------------------------------------------------------------------------------------------
+# --- with real data -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("curated", "candidates"), [(0.2, 2), (0.3, 3), (0.6, 4), (0.9, math.inf)])
@@ -166,7 +167,7 @@ def test_real_data_keep_the_loop_near_them(curated, candidates):
 
 
 def test_little_curation_is_a_contraction_from_everywhere():
-    """Two sets of K candidates differ with probability ≤ K TV, so TV(Tp, Tp′) ≤ λK TV(p, p′): unique and stable if λK < 1."""
+    """Two sets of K candidates differ with probability ≤ K TV, so TV(Tp, Tp′) ≤ λK TV(p, p′)."""
     data, reward = random_case(4, 6)
     eco = curated_model(3 * reward, 3, real=0.75, data=data)
     program = compile_ecosystem(eco)
@@ -181,7 +182,7 @@ def test_little_curation_is_a_contraction_from_everywhere():
     assert gap < 1e-6
 
 
-# --- finite samples, raw: collapse at the exact rate --------------------------------------------------------------------
+# --- finite samples, raw: collapse at the exact rate ----------------------------------------------------------------
 
 START = np.array([[1.0, 0.4], [0.4, 0.5]])
 

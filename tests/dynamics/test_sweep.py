@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from crossfeed.describe import schema as s
 from crossfeed.describe import settings
 from crossfeed.dynamics import batch
@@ -75,7 +76,7 @@ def one_by_one(eco, found, k):
 
 
 def agrees(eco, found, points=None):
-    """Alignment, influence, isolated effect and verdicts at the given points, against the single-ecosystem functions."""
+    """Alignment, influence, isolated effect and verdicts at these points, against the single-ecosystem functions."""
     for k in range(len(found.points)) if points is None else points:
         placed, program, point = one_by_one(eco, found, k)
         assert point.result == "converged" == found.results[k], (k, point.result, found.results[k])
@@ -89,7 +90,7 @@ def agrees(eco, found, points=None):
         assert [found.verdicts[k][v] for v in rows.tolist()] == expected
 
 
-# --- batched equals one by one ---------------------------------------------------------------------------------------------
+# --- batched equals one by one --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -154,7 +155,7 @@ def test_a_grid_is_solved_together(monkeypatch):
     agrees(two_loglinear(), found, [11, 47, 98])
 
 
-# --- the pieces ------------------------------------------------------------------------------------------------------------
+# --- the pieces -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -198,7 +199,7 @@ def test_growth_of_a_disturbance_is_that_of_the_rounds(order, steps):
     assert float(round_radius(one, blocks(one, point[None]), eco.update)) == pytest.approx(float(measured), abs=1e-6)
 
 
-# --- where there is no answer ----------------------------------------------------------------------------------------------
+# --- where there is no answer ---------------------------------------------------------------------------------------
 
 
 def looped(slope, real=0.0):
@@ -246,7 +247,7 @@ def test_a_batch_with_failing_rows_equals_each_alone():
 
 
 def test_at_the_ends_of_the_range_shares_are_those_just_inside():
-    """At λ = 0 no curated data say how more of them would be shared; the grid does, and the derivative is continuous."""
+    """At λ = 0 no curated data say how more would be shared; the grid does, and the derivative is continuous."""
     eco = two_loglinear(12, 2)
     found = sweep(eco, {"p.curation": [0.0, 1e-6], "p.cross_share": [0.0, 0.5, 1.0]})
     slopes = found.influence[:, 0, 0].reshape(2, 3)
@@ -282,7 +283,7 @@ def test_unknown_quantities_are_refused():
     assert np.isfinite(found.alignment).all()
 
 
-# --- what it writes --------------------------------------------------------------------------------------------------------
+# --- what it writes -------------------------------------------------------------------------------------------------
 
 
 def test_saved_files_hold_the_sweep(tmp_path):

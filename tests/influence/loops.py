@@ -16,8 +16,10 @@ def published() -> dict[str, np.ndarray]:
 
 
 def gaussian_mechanism(t: float, curation: float, n: int) -> s.Ecosystem:
-    """p: φ + shift a with probability λ; q: N(A(t) θ, σ²). The authors add q's noise after A, so p's known covariance is
-    σ²(AᵀA)⁻¹: what q receives, mapped by A, then has σ²; p itself never sees p's own spread.
+    """p: φ, plus the shift a with probability λ; q: N(A(t) θ, σ²).
+
+    The authors add q's noise after A, so p's known covariance is σ²(AᵀA)⁻¹: what q receives, mapped by A, then has σ².
+    p itself never sees its own spread.
     """
     d = published()
     dim, var, A = len(d["a"]), float(d["sigma"]) ** 2, t * d["A"]

@@ -2,6 +2,7 @@
 
 import math
 
+import loops
 import numpy as np
 import pytest
 import scipy.linalg
@@ -14,8 +15,7 @@ from crossfeed.dynamics.rounds import State, sampled_round
 from crossfeed.dynamics.stable import solve
 from crossfeed.errors import NotAvailableError, NotStableError
 from crossfeed.influence.finite_samples import FiniteSamples, curvature_term, finite_sample_theory, lyapunov
-from crossfeed.influence.moments import moment_path
-import loops
+from crossfeed.influence.paths import moment_path
 
 TOGETHER, IN_TURN = s.Simultaneous(), s.Sequential()
 
@@ -51,11 +51,11 @@ def test_published_finite_sample_derivatives_lie_on_the_theory() -> None:
     # found: 102 within 2 standard errors and 107 within 3; 113.9 where t with 39 degrees of freedom expects 113.8
     assert (abs(z) < 2).sum() >= 98
     assert (abs(z) < 3).sum() >= 106
-    assert 80 < (z**2).sum() < 150
-    assert 80 < (by_theory**2).sum() < 150
+    assert abs((z**2).sum() - 115) < 35
+    assert abs((by_theory**2).sum() - 115) < 35
     # a standard error from 40 seeds scatters by 1/√78 = 11 %
     assert abs(ratio.mean() - 1) < 0.05
-    assert ((0.6 < ratio) & (ratio < 1.4)).all()
+    assert ((ratio > 0.6) & (ratio < 1.4)).all()
 
 
 def test_the_published_burn_in_leaves_less_than_a_hundredth_of_a_standard_error() -> None:
@@ -75,8 +75,8 @@ def test_the_published_burn_in_leaves_less_than_a_hundredth_of_a_standard_error(
 def compare(eco: s.Ecosystem, size: int, burn_in: int, rounds: int, covariance: float) -> torch.Tensor:
     """Run ``size`` seeds from Θ*, check E[Θ], E[J], Cov[Θ] and the spread of time averages.
 
-    Means are held to 4 standard errors (a fresh seed fails once in 16,000 per number), Cov[Θ] to ``covariance`` in relative
-    Frobenius norm (its own terms in 1/n and the runs' noise), time averages to 10 %.
+    Means are held to 4 standard errors (a fresh seed fails once in 16,000 per number), Cov[Θ] to ``covariance`` in
+    relative Frobenius norm (its own terms in 1/n and the runs' noise), time averages to 10 %.
 
     Returns:
         (D,) how many standard errors E[Θ] lies from Θ*, as if there were no shift.
@@ -104,7 +104,9 @@ def compare(eco: s.Ecosystem, size: int, burn_in: int, rounds: int, covariance: 
     return (mean - theory.theta) / error
 
 
-@pytest.mark.parametrize(("order", "counts"), [(TOGETHER, "multinomial"), (IN_TURN, "fixed")], ids=["together", "in turn"])
+@pytest.mark.parametrize(
+    ("order", "counts"), [(TOGETHER, "multinomial"), (IN_TURN, "fixed")], ids=["together", "in turn"]
+)
 def test_loglinear_models_on_each_others_picks(order, counts) -> None:
     unshifted = compare(loops.loglinear(order, counts, 41), 1200, 8, 12, 0.1)
     assert float(unshifted.abs().max()) > 3  # the shift is there to be seen
@@ -208,7 +210,11 @@ def test_rounding_of_fixed_counts_is_resolving_with_the_shares_counted() -> None
     shares = {"p": [14, 17, 10], "q": [17, 16, 8]}  # of 14.35, 16.4, 10.25 and 16.4, 16.4, 8.2; ties to the first
     models = {
         m: model.model_copy(
-            update={"sources": [x.model_copy(update={"weight": c / 41}) for x, c in zip(model.sources, shares[m], strict=True)]}
+            update={
+                "sources": [
+                    x.model_copy(update={"weight": c / 41}) for x, c in zip(model.sources, shares[m], strict=True)
+                ]
+            }
         )
         for m, model in eco.models.items()
     }

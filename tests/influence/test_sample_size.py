@@ -2,6 +2,7 @@
 
 import math
 
+import loops
 import pytest
 import torch
 
@@ -11,7 +12,6 @@ from crossfeed.dynamics.rounds import State, sampled_round
 from crossfeed.errors import SettingError
 from crossfeed.influence.finite_samples import finite_sample_theory
 from crossfeed.influence.sample_size import sign_test, smallest_n
-import loops
 
 STEP, ROUNDS, BURN_IN, SEEDS = 0.1, 4, 10, 3
 
@@ -34,7 +34,7 @@ def _fraction(n: int, trials: int, affected: int) -> float:
 
 @pytest.mark.parametrize("affected", ["p", "q"])
 def test_at_the_smallest_n_simulated_signs_are_right_that_often(affected) -> None:
-    trials = 500
+    trials = 300
     test = sign_test(loops.means(100), "p", STEP, ROUNDS, BURN_IN, SEEDS)
     k = test.names.index(affected)
     n, note = test.smallest_n(affected, 0.9)
@@ -53,7 +53,9 @@ def test_more_confidence_and_fewer_seeds_take_more_samples() -> None:
     plain = smallest_n(eco, "p", "p", STEP, confidence=0.9).n
     sure = smallest_n(eco, "p", "p", STEP, confidence=0.99).n
     fewer = smallest_n(eco, "p", "p", STEP, seeds=10, confidence=0.9).n
-    assert plain is not None and sure is not None and fewer is not None
+    assert plain is not None
+    assert sure is not None
+    assert fewer is not None
     assert sure > plain
     assert fewer == pytest.approx(4 * plain, abs=6)
 
@@ -78,7 +80,10 @@ def test_fixed_counts_take_rounding_into_account() -> None:
 
 def test_no_influence_has_no_sign() -> None:
     eco = loops.means(100)
-    flat = {**eco.rewards, "u": eco.rewards["u"].model_copy(update={"matrix": 0.0 * eco.rewards["u"].matrix, "vector": None})}
+    flat = {
+        **eco.rewards,
+        "u": eco.rewards["u"].model_copy(update={"matrix": 0.0 * eco.rewards["u"].matrix, "vector": None}),
+    }
     found = smallest_n(eco.model_copy(update={"rewards": flat}), "q", "p", STEP)
     assert found == (None, "the influence of p's curation on q is 0")
 

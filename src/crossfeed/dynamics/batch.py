@@ -20,10 +20,13 @@ from crossfeed.dynamics.stable import _verdict as verdict_of
 from crossfeed.families.base import jacobian
 from crossfeed.families.finite import FiniteSource
 
-NEAR = 12
+NEAR = (12, 24, 60)
+"""Plain rounds before each attempt with Newton."""
 NEWTON_STEPS = 30
 PLAIN_STEPS = 400
 TOO_FAR = 1e8
+ROUNDING = 1e-10
+"""Where Newton stops helping at this residual or below, the rest is rounding of the retraining map itself."""
 DENSE_LIMIT = 1500
 DOUBLES_AT_ONCE = 8_000_000
 
@@ -55,14 +58,14 @@ def solve_batch(
     """A stable point for each row of ``settings``, near where retraining from the start leads.
 
     Twelve plain rounds, then Newton, as :func:`crossfeed.dynamics.stable.solve` does for one; points that this leaves
-    open go on with plain rounds, which say how they fail, and Newton once more where they were still coming closer. An
-    ecosystem too large for dense derivatives is solved point by point.
+    open get more plain rounds and Newton again; those still open get plain rounds to the end, which say how they fail.
+    An ecosystem too large for dense derivatives is solved point by point.
 
     Args:
         program: Compiled ecosystem; its own settings are not used.
         settings: (B, S).
         start: (D,) or (B, D); the program's start by default.
-        tolerance: On the residual.
+        tolerance: On the residual; where Newton stops at rounding, 1e-10 counts as converged.
         progress: Called with the number of points done.
     """
     count = len(settings)
@@ -95,15 +98,22 @@ def points_at_once(program: Program) -> int:
 
 
 def _solve_together(program: Program, settings: Tensor, start: Tensor, tolerance: float) -> BatchPoints:
-    every = program.with_settings(settings)
-    theta = start.clone()
-    for _ in range(NEAR):
-        new = round_map(every, theta)
-        theta = torch.where(torch.isfinite(new).all(-1, keepdim=True), new, theta)
-    steps = torch.full((len(settings),), NEAR)
-    theta, residual = _newton(every, theta, steps, tolerance)
+    theta, followed, enough = start.clone(), start.clone(), max(tolerance, ROUNDING)
+    residual = torch.full((len(settings),), torch.inf, dtype=theta.dtype)
+    steps = torch.zeros(len(settings), dtype=torch.long)
+    left = torch.arange(len(settings))
+    for rounds in NEAR:
+        part, now, more = program.with_settings(settings[left].contiguous()), followed[left], steps[left] + rounds
+        for _ in range(rounds):
+            new = round_map(part, now)
+            now = torch.where(torch.isfinite(new).all(-1, keepdim=True), new, now)
+        followed[left] = now
+        theta[left], residual[left] = _newton(part, now, more, tolerance)
+        steps[left] = more
+        left = left[~(residual[left] <= enough)]
+        if not len(left):
+            break
     results: list[Result] = ["converged"] * len(settings)
-    left = torch.nonzero(~(residual <= tolerance))[:, 0]
     if len(left):
         part = program.with_settings(settings[left].contiguous())
         theta[left], residual[left], found = _plain(part, start[left], tolerance)
@@ -115,7 +125,7 @@ def _solve_together(program: Program, settings: Tensor, start: Tensor, tolerance
             theta[rows], residual[rows] = _newton(again, theta[rows], more, tolerance)
             steps[rows] += more
         for row, result in zip(left.tolist(), found, strict=True):
-            results[row] = "converged" if bool(residual[row] <= tolerance) else result
+            results[row] = "converged" if bool(residual[row] <= enough) else result
     return BatchPoints(theta, results, residual, steps)
 
 
@@ -182,7 +192,7 @@ def _newton(program: Program, theta: Tensor, steps: Tensor, tolerance: float) ->
             steps[todo[~moved]] += 1
             theta[todo[better]], residual[todo[better]] = trial[better], size[better]
             moved |= better
-            if bool(moved.all()):
+            if bool((moved | (residual[todo] <= ROUNDING)).all()):
                 break
             scale = torch.where(moved[:, None], scale, scale / 2)
         todo = todo[moved & (residual[todo] > tolerance)]

@@ -2,10 +2,9 @@ r"""Global certificate: one stable point, reached from every start in every upda
 
 L_i(·; Θ) is γ_i-strongly convex and θ_j ↦ ∇₁L_i(θ; Θ) is Λ_ij-Lipschitz, hence with a = T_i(Θ), b = T_i(Θ′)
 
-    γ_i ‖a − b‖² ≤ ⟨∇₁L_i(b; Θ′) − ∇₁L_i(b; Θ), a − b⟩   ⇒   ‖T_i(Θ) − T_i(Θ′)‖ ≤ Σ_j M_ij ‖θ_j − θ′_j‖,   M_ij =
-    Λ_ij/γ_i.
+    γ_i ‖a − b‖² ≤ ⟨∇₁L_i(b; Θ′) − ∇₁L_i(b; Θ), a − b⟩   ⇒   ‖T_i(Θ) − T_i(Θ′)‖ ≤ Σ_j M_ij ‖θ_j − θ′_j‖
 
-ρ(M) < 1 for this nonnegative matrix makes T a contraction in a weighted max norm: one stable point, and simultaneous,
+with M_ij = Λ_ij/γ_i. ρ(M) < 1 for this nonnegative matrix makes T a contraction in a weighted max norm: one stable point, and simultaneous,
 every sequential and totally asynchronous updates converge to it. Simultaneous errors shrink by ρ(M) a round, sequential
 ones by ρ((I − L)⁻¹U) ≤ ρ(M), L the strictly lower part of M in update order. k gradient steps of size η ≤ 2/(γ_i +
 smoothness_i) replace M by C + (I − C)M, C = diag((1 − ηγ_i)^k), which is below 1 exactly when ρ(M) is. Where Λ and γ
@@ -106,7 +105,7 @@ class GlobalCertificate:
 
     def gaps(self, program: Program, theta: Tensor, other: Tensor) -> Tensor:
         """How far two states are apart, model by model, in the norms of the certificate: (..., N)."""
-        theta, other = torch.broadcast_tensors(theta, other)
+        theta, other = theta + 0 * other, other + 0 * theta
         out = torch.zeros(*theta.shape[:-1], program.num_models, dtype=theta.dtype)
         for group in program.model_groups:
             a, b = theta[..., group.theta_index], other[..., group.theta_index]
@@ -170,8 +169,11 @@ def global_certificate(
         >>> from crossfeed.dynamics.compile import compile_ecosystem
         >>> sources = [Real(data="web", weight=0.5), Raw(producer="p", weight=0.5)]
         >>> eco = Ecosystem(
-        ...     space=Vectors(dim=1), data={"web": MomentsData(mean=[0], cov=1)}, rewards={"r":
-        LinearReward(vector=[1])}, ...     models={"p": Model(family=GaussianMean(), reward="r", sources=sources)})
+        ...     space=Vectors(dim=1),
+        ...     data={"web": MomentsData(mean=[0], cov=1)},
+        ...     rewards={"r": LinearReward(vector=[1])},
+        ...     models={"p": Model(family=GaussianMean(), reward="r", sources=sources)},
+        ... )
         >>> found = global_certificate(eco, compile_ecosystem(eco))
         >>> found.radius, found.contracts
         (0.5, True)
@@ -192,11 +194,13 @@ def global_certificate(
         fed.add(bound.consumer)
         if pair in given.lipschitz:
             continue
+        c = models[bound.consumer]
+        if c.reason:  # said below, once
+            continue
         if bound.lipschitz is None:
             why.add(bound.consumer, f"source {program.sources[bound.source].name!r}: {bound.reason}")
             continue
         lipschitz[pair] = lipschitz.get(pair, 0.0) + bound.lipschitz
-        c = models[bound.consumer]
         if c.norm == TOTAL_VARIATION:
             move = bound.lipschitz
         elif bound.move is not None and steps is None and bound.consumer not in given.gamma:
@@ -340,7 +344,7 @@ def _grow(matrix: scipy.sparse.csr_array, order: schema.Order, names: list[str])
 
 
 def _contraction(matrix: scipy.sparse.csr_array, radius: float) -> tuple[np.ndarray | None, float | None]:
-    """Weights v > 0 and a rate r < 1 with Mv ≤ rv: v = (I − M/r)⁻¹1 is positive iff ρ(M) < r; None where no such r is found."""
+    """Weights v > 0 and r < 1 with Mv ≤ rv: v = (I − M/r)⁻¹1 is positive iff ρ(M) < r; None where no r will do."""
     if not radius < 1:
         return None, None
     rate = radius + 1e-3 * (1 - radius)

@@ -153,7 +153,7 @@ def _apply(steps: Steps, x: np.ndarray) -> np.ndarray:
 
 
 def _power(steps: Steps, x: np.ndarray, rounds: int = 400) -> float:
-    """Geometric mean growth over the second half of ``rounds`` products; averages out rotation, unlike a single ratio."""
+    """Geometric mean growth over the second half of ``rounds`` products; averages out rotation."""
     logs = []
     x = x / np.linalg.norm(x)
     for _ in range(rounds):

@@ -21,10 +21,9 @@ Since ‖E_P φ − E_P′ φ‖ ≤ diam(φ) TV(P, P′), Λ = w diam(φ_i) · 
 q^{1/T}: |dq| = q |(φ − φ̄)·v|/T and E|X − EX| ≤ range/2, so TV moves by at most diam(φ_j)/4T per unit. Picks multiply
 that by
 
-    c(K, R) = K / (1 + (K − 1) e^{−R}),    R = (max r − min r)/τ   (best of K: R = ∞; K = 1 or R = 0: c = 1; K = ∞: e^R)
-      **[ours]**
+    c(K, R) = K / (1 + (K − 1) e^{−R}),    R = (max r − min r)/τ,
 
-because moving mass from b to a moves the pick's distribution by at most K E[w_a/(w_a + Σ w_l)], w = e^{r/τ} ∈ [e^{−R},
+**[ours]** (best of K: R = ∞, c = K; K = 1 or R = 0: c = 1; K = ∞: c = e^R), because moving mass from b to a moves the pick's distribution by at most K E[w_a/(w_a + Σ w_l)], w = e^{r/τ} ∈ [e^{−R},
 1], at any real K ≥ 1. Noise and several curators average the factors, stages multiply them. Right after an exponential
 family there are two better ones: tilting leaves an exponential family with the same φ (factor 1), and picks that look
 at K independent candidates in all cost at most √K, since the derivative is Cov(1[pick ∈ B], Σ_k s(y_k)) ≤ ½ √K sd(s)
@@ -79,7 +78,16 @@ class ModelConstants:
 
 @dataclass(frozen=True)
 class EdgeBound:
-    """One source fed by a model: Λ (None, with ``reason``, where no bound is known), and a bound of how the exact minimum moves."""
+    """One source that a model feeds.
+
+    Attributes:
+        source: Position in ``Program.sources``.
+        consumer: The model it trains.
+        producer: The model that feeds it.
+        lipschitz: Λ, weight included; None, with ``reason``, where no bound is known.
+        move: How far the consumer's exact minimum moves per unit, where that is known to be less than Λ/γ.
+        reason: Why there is no Λ.
+    """
 
     source: int
     consumer: int
@@ -122,7 +130,7 @@ def model_constants(
 
 
 def _input_curvature(program: Program, number: int) -> Tensor | None:
-    """H_i = Σ_s w_s C_s + ridge, (G, inputs, inputs), of a group of linear models, whose curvature is the same at every Θ."""
+    """H_i = Σ_s w_s C_s + ridge, (G, inputs, inputs), of linear models: the same at every Θ."""
     group = program.model_groups[number]
     if not isinstance(group.family, LinearGaussian):
         return None
@@ -141,7 +149,7 @@ def _finite(family: Finite, row: int, ridge: float, exact: bool) -> ModelConstan
         return ModelConstants(ridge, ridge + top, diameter)
     if family.full and exact:
         return ModelConstants(None, None, None, TOTAL_VARIATION)
-    reason = "no strong convexity without ridge: the curvature vanishes as its distribution concentrates; give it a ridge > 0"
+    reason = "no strong convexity without ridge: curvature vanishes as a distribution concentrates; give it a ridge > 0"
     return ModelConstants(None, diameter**2 / 4, diameter, reason=reason)
 
 
@@ -213,7 +221,7 @@ def edge_bounds(program: Program, constants: list[ModelConstants]) -> list[EdgeB
     return sorted(out, key=lambda b: b.source)
 
 
-# --- finite outcomes ---------------------------------------------------------------------------------------------------
+# --- finite outcomes -------------------------------------------------------------------------------------------------
 
 
 def pick_factor(candidates: float, spread: float) -> float:
@@ -235,7 +243,7 @@ def pick_factor(candidates: float, spread: float) -> float:
 
 
 def _finite_factor(kernel: Any, at: dict[str, float], e: int, diameter: float | None) -> tuple[float | None, str]:
-    """Total variation of what a source delivers, per unit of its producer: parameters, or TV where ``diameter`` is None."""
+    """Total variation of what a source delivers per unit of its producer's θ, or of its TV where ``diameter`` is None."""
     warm = at["sampling_temperature"]
     exponential = diameter is not None
     factor = 1.0 if diameter is None else diameter / (4 * warm)
@@ -266,15 +274,15 @@ def _finite_factor(kernel: Any, at: dict[str, float], e: int, diameter: float | 
     return (
         (factor, "")
         if math.isfinite(factor)
-        else (None, "its picks have no finite bound: rewards differ too much for τ")
+        else (None, "its picks have no finite bound: rewards far apart for τ")
     )
 
 
-# --- vectors and answers --------------------------------------------------------------------------------------------------
+# --- vectors and answers ------------------------------------------------------------------------------------------------
 
 
 def _shift(kernel: Any, at: dict[str, float], e: int, cov: Tensor) -> tuple[float | None, bool, str]:
-    """‖A S‖ of a source's delivered mean per unit of the producer's mean, and whether S is one matrix, known exactly."""
+    """‖A S‖: move of the delivered mean per unit of the producer's; whether S is known exactly; why not."""
     dim = cov.shape[-1]
     eye = torch.eye(dim, dtype=cov.dtype)
     cov = cov * at["sampling_temperature"]

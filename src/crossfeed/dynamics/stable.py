@@ -114,7 +114,7 @@ def _polished(program: Program, point: StablePoint) -> StablePoint:
 def plain(program: Program, theta: Tensor, tolerance: float = 1e-12, max_steps: int = 2000) -> StablePoint:
     """Repeated retraining, Θ ← T(Θ)."""
     lengths: list[float] = []
-    first, residual, corner = float(theta.norm()), np.inf, theta
+    bound, residual, corner = _bound(theta), np.inf, theta
     for step in range(1, max_steps + 1):
         new = _retrained(program, theta)
         if not bool(torch.isfinite(new).all()):
@@ -128,7 +128,7 @@ def plain(program: Program, theta: Tensor, tolerance: float = 1e-12, max_steps: 
             residual = _residual(_retrained(program, theta), theta)
             if residual <= tolerance:
                 return StablePoint(theta, "converged", residual, step + 1, "plain")
-        if float(theta.norm()) > 1e8 * (1 + first):
+        if float(theta.norm()) > bound:
             return StablePoint(theta, "diverged", residual, step, "plain")
     tail = lengths[-max(max_steps // 4, 4) - 1 :]
     return StablePoint(theta, _verdict(tail, float((theta - corner).norm())), residual, max_steps, "plain")
@@ -161,12 +161,14 @@ def anderson(
     """
     points: list[Tensor] = []
     steps: list[Tensor] = []
-    best, best_residual = theta, np.inf
+    best, best_residual, bound = theta, np.inf, _bound(theta)
     for number in range(1, max_steps + 1):
         new = _retrained(program, theta)
         if not bool(torch.isfinite(new).all()):
             return StablePoint(best, "non-finite", best_residual, number, "anderson")
         residual = _residual(new, theta)
+        if float(theta.norm()) > bound:
+            return StablePoint(best, "diverged", best_residual, number, "anderson")
         if residual < best_residual:
             best, best_residual = theta, residual
         if residual <= tolerance:
@@ -185,33 +187,40 @@ def anderson(
 
 
 def newton(program: Program, theta: Tensor, tolerance: float = 1e-12, max_steps: int = 30) -> StablePoint:
-    """Newton–Krylov on T(Θ) − Θ = 0 with the exact Jacobian I − G = H⁻¹D, halving steps that do not help."""
+    """Newton–Krylov on T(Θ) − Θ = 0 with the Jacobian I − G = H⁻¹D; a step that does not help is halved, in the end a plain round."""
     new = _retrained(program, theta)
     residual = _residual(new, theta)
-    evaluations = 1
+    evaluations, bound = 1, _bound(theta)
     for _ in range(max_steps):
         if residual <= tolerance:
             return StablePoint(theta, "converged", residual, evaluations, "newton")
         if not bool(torch.isfinite(new).all()):
             return StablePoint(theta, "non-finite", np.inf, evaluations, "newton")
         # (I − G) δ = T(Θ) − Θ, or D δ = −F
-        step = linearise(program, theta).solve(-program.gradient(theta)[:, None])
-        if not bool(torch.isfinite(step.value).all()):
+        try:
+            step = linearise(program, theta).solve(-program.gradient(theta)[:, None]).value[:, 0]
+        except (torch.linalg.LinAlgError, NotStableError):
             return StablePoint(theta, "non-finite", residual, evaluations, "newton")
-        scale, accepted = 1.0, False
-        while scale > 1e-4:
-            trial = theta + scale * step.value[:, 0]
+        if not bool(torch.isfinite(step).all()):
+            return StablePoint(theta, "non-finite", residual, evaluations, "newton")
+        trials = [theta + 0.5**k * step for k in range(14)] + [new]
+        accepted = False
+        for trial in trials:
             mapped = _retrained(program, trial)
             evaluations += 1
             size = _residual(mapped, trial)
-            if np.isfinite(size) and size < residual:
+            if np.isfinite(size) and size < residual and float(trial.norm()) <= bound:
                 theta, new, residual, accepted = trial, mapped, size, True
                 break
-            scale /= 2
         if not accepted:
             break
     result: Result = "converged" if residual <= tolerance else "budget"
     return StablePoint(theta, result, residual, evaluations, "newton")
+
+
+def _bound(start: Tensor) -> float:
+    """‖Θ‖ beyond which a solver has run away: far out, the relative residual of any drift is small."""
+    return 1e8 * (1 + float(start.norm()))
 
 
 def _residual(new: Tensor, theta: Tensor) -> float:

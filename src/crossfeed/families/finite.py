@@ -68,17 +68,21 @@ class Finite:
 
     def log_probs(self, theta: Tensor, temperature: Tensor | None = None) -> Tensor:
         """(..., G, n) log q^(1/T), normalised."""
-        logits = torch.einsum("gnd,...gd->...gn", self._expand(theta), theta) + self.log_base
+        logits = self._logits(theta)
         if temperature is not None:
             logits = logits / temperature[..., None]
         return torch.log_softmax(logits, -1)
 
-    def _expand(self, theta: Tensor) -> Tensor:
-        return self.features.expand(theta.shape[-2], -1, -1)
+    def _logits(self, theta: Tensor) -> Tensor:
+        if len(self.features) == 1:  # shared features: one plain product, also under vmap
+            return theta @ self.features[0].T + self.log_base
+        return torch.einsum("gnd,...gd->...gn", self.features, theta) + self.log_base
 
     def mean_statistic(self, p: Tensor) -> Tensor:
         """E_p[φ] for distributions p (..., G, n)."""
-        return torch.einsum("gnd,...gn->...gd", self.features.expand(p.shape[-2], -1, -1), p)
+        if len(self.features) == 1:
+            return p @ self.features[0]
+        return torch.einsum("gnd,...gn->...gd", self.features, p)
 
     def log_prob(self, theta: Tensor, z: Tensor) -> Tensor:
         """log q(z; θ) for outcome indices z (..., G, n)."""
@@ -107,7 +111,7 @@ class Finite:
 
     def objective(self, theta: Tensor, moments: Tensor) -> Tensor:
         """Expected loss up to a constant, log Z(θ) − θ·moments, (..., G)."""
-        logits = torch.einsum("gnd,...gd->...gn", self._expand(theta), theta) + self.log_base
+        logits = self._logits(theta)
         value = torch.logsumexp(logits, -1) - (theta * moments).sum(-1)
         return value if self.idle is None else value + 0.5 * (self.idle * theta.square()).sum(-1)
 

@@ -9,8 +9,8 @@ a sum over n^{K-1} terms. With 1/s = ∫_0^∞ e^{-us} du the candidates separat
 
     q(x) = p(x) · K · ∫_0^∞ e^{r(x)} e^{-u e^{r(x)}} M(u)^{K-1} du,    M(u) = Σ_y p(y) e^{-u e^{r(y)}},
 
-which costs O(n · nodes) for any K. On u = exp(x − e^{-x})/K the integrand is analytic in a strip and decays doubly
-exponentially on both sides, so the trapezoid rule converges geometrically: at step 0.14 its error is below 1e-13.
+which costs O(n · nodes) for any K. On u = exp(2x − e^{-x})/K the integrand is analytic in a strip and decays doubly
+exponentially on both sides, so the trapezoid rule converges geometrically: at step 0.13 its error is below 1e-14.
 
 Every function here broadcasts over leading dimensions and is differentiable by torch in all real arguments.
 """
@@ -24,16 +24,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-STEP = 0.14
+STEP = 0.13
+SLOPE = 2.0
 MAX_SPREAD = 2000.0
-LEFT = 3.75
+LEFT = 3.6
 RIGHT = 3.8
 
 
 def num_nodes(spread: float, candidates: float) -> int:
-    """Quadrature nodes that keep the step at 0.14 for rewards (in units of τ) spread over ``spread``."""
-    width = LEFT + RIGHT + math.log(min(max(candidates, 1.0), 1e15)) + min(spread, MAX_SPREAD)
-    return max(16, math.ceil(width / STEP) + 1)
+    """Quadrature nodes that keep the step at 0.13 for rewards (in units of τ) spread over ``spread``."""
+    right = RIGHT + math.log(min(max(candidates, 1.0), 1e15)) + min(spread, MAX_SPREAD)
+    return max(16, math.ceil((LEFT + right / SLOPE) / STEP) + 1)
 
 
 def nodes_for(r: Tensor, candidates: Tensor) -> int:
@@ -64,14 +65,14 @@ class PlackettLuce:
         r = r - r.detach().amax(-1, keepdim=True)
         spread = -r.detach().amin(-1)
         log_k = torch.log(candidates.detach())
-        high = RIGHT + spread + log_k
+        high = (RIGHT + spread + log_k) / SLOPE
         h = ((high + LEFT) / (nodes - 1))[..., None]
         x = -LEFT + h * torch.arange(nodes, dtype=r.dtype, device=r.device)
         fade = torch.exp(-x)
         # beyond e^80 nothing is left of e^{-rate}; unclamped, spreads above 705 would overflow to ∞ · 0
-        rate = torch.exp(((x - fade - log_k[..., None])[..., None] + r[..., None, :]).clamp_max(80.0))
+        rate = torch.exp(((SLOPE * x - fade - log_k[..., None])[..., None] + r[..., None, :]).clamp_max(80.0))
         decay = torch.exp(-rate)
-        return cls(candidates, h * (1 + fade), decay, rate * decay)
+        return cls(candidates, h * (SLOPE + fade), decay, rate * decay)
 
     def __call__(self, p: Tensor) -> Tensor:
         """(..., n) distribution of the pick when candidates come from p."""

@@ -1,4 +1,4 @@
-r"""What finite samples do to a loop at its stable point: spread and shift of Θ and of every alignment. [ours]
+r"""What finite samples do to a loop at its stable point: spread and shift of Θ and of every alignment; ours.
 
 With n fresh samples a model and round, Θ ends up in a stationary law around Θ* with, to order 1/n,
 
@@ -6,9 +6,10 @@ With n fresh samples a model and round, Θ ends up in a stationary law around Θ
     E[Θ] = Θ* + δ/n,    δ = (I − G)⁻¹ b(Σ),
     E[J] = J(Θ*) + (∇J·δ + ½ tr(∇²J Σ))/n,    Var[J] = ∇Jᵀ Σ ∇J / n,
 
-G, V and b those of one whole round (of one cycle, where rounds take turns), composed from its updates one after another as
-:mod:`crossfeed.influence.moments` says. For an affine map, a quadratic J and sampling errors whose covariance does not depend on Θ the
-mean and the covariance are exact at every n; otherwise they hold where n is large enough that the terms in 1/n are small.
+G, V and b those of one whole round (of one cycle, where rounds take turns), composed from its updates one after
+another as :mod:`crossfeed.influence.moments` says. For an affine map, a quadratic J and sampling errors whose
+covariance does not depend on Θ, E[J] and Cov[Θ] are exact at every n; otherwise they hold where the terms in 1/n are
+small.
 """
 
 from __future__ import annotations
@@ -84,9 +85,9 @@ class FiniteSamples:
     rarest: dict[str, float]
 
     def at(self, n: int | None = None) -> tuple[Tensor, Tensor]:
-        """E[J] and the standard deviation of J from round to round, (V,) each, at n samples a round (the spec's by default).
+        """E[J] and the standard deviation of J from round to round, (V,) each, at n samples (the spec's by default).
 
-        Fixed counts are whole numbers, so that shares differ from the weights by up to 1/n; what that does to J is included.
+        Fixed counts are whole, so that shares differ from the weights by up to 1/n; what that does to J is included.
         """
         n = n or self.num
         mean = self.value + self.shift / n
@@ -114,12 +115,13 @@ class FiniteSamples:
     def notes(self, n: int | None = None) -> list[str]:
         """What to bear in mind at n samples a round, in words.
 
-        Categorical models estimate log-probabilities one by one, which has an expansion only where counts are not small.
+        Categorical models estimate log-probabilities one by one; that has an expansion only where counts are not small.
         """
         n = n or self.num
         few = {name: n * p for name, p in self.rarest.items() if n * p < 5}
         return [
-            f"{name} expects {count:.2g} samples a round of its rarest outcome; below about 5 the terms beyond 1/n are not small"
+            f"{name} expects {count:.2g} samples a round of its rarest outcome; below about 5 the terms beyond 1/n "
+            "are not small"
             for name, count in few.items()
         ]
 
@@ -128,7 +130,7 @@ class FiniteSamples:
 
         Args:
             rounds: How many rounds are averaged.
-            burn_in: Rounds discarded after a start without spread; None for a loop that is stationary from the first round.
+            burn_in: Rounds discarded after a start without spread; None for a loop that is stationary from the first.
         """
         skip, cycle = burn_in or 0, len(self.rounds)
         ahead = torch.zeros_like(self.gradient)  # what an error made now adds to the sum, all later rounds included
@@ -142,7 +144,7 @@ class FiniteSamples:
         return total / rounds**2
 
     def time_average_std(self, n: int, rounds: int, burn_in: int | None = None) -> Tensor:
-        """(V,) standard deviation of the mean of J over ``rounds`` consecutive rounds; rounds in a row are correlated."""
+        """(V,) standard deviation of the mean of J over consecutive rounds, which are correlated."""
         return (self.time_average_cov(rounds, burn_in).diagonal().clamp_min(0.0) / n).sqrt()
 
 
@@ -163,13 +165,15 @@ def finite_sample_theory(
         lin: The linearisation at Θ*, when there is one already; used for fixed counts.
 
     Raises:
-        NotAvailableError: where there is no stationary law (a cycle's spectral radius ≥ 1, old samples kept), no closed form
-            (random orders, picks of vectors for a model with unknown covariance), or D > 1,500.
+        NotAvailableError: where there is no stationary law (a cycle's spectral radius ≥ 1, old samples kept), no closed
+            form (random orders, picks of vectors for a model with unknown covariance), or D > 1,500.
         NotStableError: when Θ is not a fixed point of the loop.
     """
     refuse_regime(samples)
     if isinstance(update.order, schema.RandomOrder):
-        raise NotAvailableError("finite-sample theory for a random order: no closed form is stated; use another order, or simulate")
+        raise NotAvailableError(
+            "finite-sample theory for a random order: no closed form is stated; use another order, or simulate"
+        )
     if program.num_params > LARGEST:
         raise NotAvailableError(
             f"finite-sample theory with {program.num_params:,} parameters: it keeps matrices of that size and stops at "
@@ -188,7 +192,9 @@ def finite_sample_theory(
     for e in known.values():
         gap = float((e.mean - theta_star).norm() / (1 + theta_star.norm()))
         if not gap < 1e-7:
-            raise NotStableError(f"an update moves the given point by {gap:.2g} of its size; solve for a stable point first")
+            raise NotStableError(
+                f"an update moves the given point by {gap:.2g} of its size; solve for a stable point first"
+            )
     rounds, radius = _stationary(cycle, program.num_params)
     gradient = program.alignment_gradient(theta_star)
     shift = torch.stack([gradient @ r.delta + curvature_term(program, theta_star, r.sigma) for r in rounds]).mean(0)
@@ -226,8 +232,8 @@ def curvature_term(program: Program, theta: Tensor, cov: Tensor) -> Tensor:
 def lyapunov(G: Tensor, V: Tensor) -> tuple[Tensor, float]:
     """Σ = G Σ Gᵀ + V by doubling, and the spectral radius of G.
 
-    Σ = Σ_k Gᵏ V Gᵏᵀ: each step doubles the number of terms (Smith's method), X ← X + A X Aᵀ, A ← A². All terms are positive
-    semidefinite, so nothing cancels. The radius is Gelfand's, ‖G^(2ᵏ)‖^(1/2ᵏ), from the last powers.
+    Σ = Σ_k Gᵏ V Gᵏᵀ: each step doubles the number of terms (Smith's method), X ← X + A X Aᵀ, A ← A². All terms are
+    positive semidefinite, so nothing cancels. The radius is Gelfand's, ‖G^(2ᵏ)‖^(1/2ᵏ), from the last powers.
 
     Args:
         G: (D, D).
@@ -252,8 +258,8 @@ def lyapunov(G: Tensor, V: Tensor) -> tuple[Tensor, float]:
             return X, radius
         X, A = X + A @ X @ A.T, A @ A
     raise NotAvailableError(
-        f"finite-sample theory: a round's spectral radius is {radius:.6g} ≥ 1 (to working precision), so the samples' noise piles up "
-        "without bound and there is no stationary law; add real data or a ridge"
+        f"finite-sample theory: a round's spectral radius is {radius:.6g} ≥ 1 (to working precision), so the samples' "
+        "noise piles up without bound and there is no stationary law; add real data or a ridge"
     )
 
 
@@ -269,17 +275,17 @@ def _stationary(cycle: Sequence[Sequence[Expansion]], size: int) -> tuple[list[R
     for g, v in single:
         G, V = g @ G, g @ V @ g.T + v
     sigma, radius = lyapunov(G, V)
-    bias = torch.zeros(size, 1, dtype=torch.float64)
-    before, sigmas = sigma, []
+    own, total, sigmas = [], torch.zeros(size, 1, dtype=torch.float64), []
     for steps in cycle:
         for e in steps:
-            bias, sigma = e.push(bias) + e.bias(sigma)[:, None], e.spread(sigma)
+            own.append(e.bias(sigma)[:, None])
+            total, sigma = e.push(total) + own[-1], e.spread(sigma)
         sigmas.append(0.5 * (sigma + sigma.T))
-    delta = torch.linalg.solve(eye - G, bias)
-    rounds, sigma = [], before
+    delta = torch.linalg.solve(eye - G, total)
+    rounds, biases = [], iter(own)
     for steps, (g, v), after in zip(cycle, single, sigmas, strict=True):
         for e in steps:
-            delta, sigma = e.push(delta) + e.bias(sigma)[:, None], e.spread(sigma)
+            delta = e.push(delta) + next(biases)
         rounds.append(Round(g, v, after, delta[:, 0]))
     return rounds, radius
 
@@ -305,7 +311,7 @@ def _rarest(program: Program, theta: Tensor) -> dict[str, float]:
     for name, p_min in found.items():
         if p_min < 1e-9:
             raise NotAvailableError(
-                f"finite-sample theory: {name} gives an outcome probability {p_min:.1g}, whose logarithm cannot be estimated "
-                "from samples; merge outcomes, add real data that covers them, or use a loglinear model"
+                f"finite-sample theory: {name} gives an outcome probability {p_min:.1g}, whose logarithm cannot be "
+                "estimated from samples; merge outcomes, add real data that covers them, or use a loglinear model"
             )
     return found

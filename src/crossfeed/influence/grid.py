@@ -70,7 +70,13 @@ class GridInfluence:
         total = torch.where(undefined[:, None], torch.nan, gradient @ response)
         alone = (gradient * own.movedim(-1, 1)[:, model]).sum(-1)
         alone = torch.where(undefined[:, model], torch.nan, alone)
-        small = ZERO * gradient.norm(dim=-1) * response.norm(dim=1)[:, model]
+        largest = torch.zeros(len(at), program.num_models, dtype=theta.dtype)
+        for k, source in enumerate(program.sources):
+            size = found.mean_gradient[k].norm(dim=-1)
+            largest[:, source.consumer] = torch.maximum(largest[:, source.consumer], size)
+        # what is left of single sources' pushes that cancel is rounding
+        cancelled = (largest / torch.nan_to_num(push).norm(dim=1).clamp_min(1e-300)).clamp_min(1.0)
+        small = ZERO * gradient.norm(dim=-1) * (response.norm(dim=1) * cancelled)[:, model]
         good = (radius < 1) & (response.norm(dim=1).amax(-1) <= 1e9 * own.norm(dim=1).amax(-1).clamp_min(1e-300))
         for b, k in enumerate(at):
             if bool(good[b]):
@@ -89,7 +95,7 @@ class GridInfluence:
         alone = (found.alignment_gradient * own.T[model]).sum(-1)
         defined = torch.tensor([i in found.intervened for i in range(program.num_models)])
         total = torch.where(defined, found.by_evaluation, torch.nan)
-        small = ZERO * found.alignment_gradient.norm(dim=1) * found.response.norm(dim=0)[model]
+        small = ZERO * found.alignment_gradient.norm(dim=1) * (found.response.norm(dim=0) * found.cancelled)[model]
         self.influence[k], self.isolated[k] = total.numpy(), torch.where(defined[model], alone, torch.nan).numpy()
         self.verdicts[k] = [verdict(float(total[v, i]), float(alone[v]), float(small[v])) for v, i in enumerate(model)]
 

@@ -113,11 +113,20 @@ class Influence:
     def verdicts(self) -> list[list[str | None]]:
         """Per pair: ``helps``, ``dampened`` (same sign as the baseline but smaller), ``no effect``, ``backfires`` (negative)."""
         rows = self.program.primary
-        scale = self.alignment_gradient[rows].norm(dim=1)[:, None] * self.response.norm(dim=0)[None]
+        scale = self.alignment_gradient[rows].norm(dim=1)[:, None] * (self.response.norm(dim=0) * self.cancelled)[None]
         return [
             [verdict(v, b, z) for v, b, z in zip(vs, bs, zs, strict=True)]
             for vs, bs, zs in zip(self.matrix.tolist(), self.direct.tolist(), (ZERO * scale).tolist(), strict=True)
         ]
+
+    @cached_property
+    def cancelled(self) -> Tensor:
+        """(N,) how much larger single sources push than their sum does: what is left of a push that cancels is rounding."""
+        largest = torch.zeros(self.program.num_models, dtype=self.theta.dtype)
+        for group, gradients in zip(self.program.source_groups, self.lin.mean_gradient, strict=True):
+            consumer = self.program.model_groups[group.group].members[group.row]
+            largest.scatter_reduce_(0, consumer, gradients.norm(dim=-1), "amax")
+        return (largest / self.push.norm(dim=0).clamp_min(1e-300)).clamp_min(1.0)
 
     @cached_property
     def adjoint(self) -> Tensor:

@@ -1,23 +1,25 @@
-r"""How mean and covariance of Θ pass through one update on n samples. [ours]
+r"""How mean and covariance of Θ pass through one update on n samples; the theory here is ours.
 
-An update of model i is φ_i(θ_i, u_i) with u_i = m_i(Θ) + e_i: the mixture's moments m_i = Σ_s w_s E_{P_s}[T] plus their sampling
-error, E[e_i] = 0, Cov[e_i] = C_i(Θ)/n, independent across models and rounds. φ is the exact fit, which depends on u alone, or k
-gradient steps. With Cov[Θ] = Σ/n before the update, to order 1/n,
+An update of model i is φ_i(θ_i, u_i) with u_i = m_i(Θ) + e_i: the mixture's moments m_i = Σ_s w_s E_{P_s}[T] plus
+their sampling error, E[e_i] = 0, Cov[e_i] = C_i(Θ)/n, independent across models and rounds. φ is the exact fit, which
+depends on u alone, or k gradient steps. With Cov[Θ] = Σ/n before the update, to order 1/n,
 
     Cov[Θ'] = (G Σ Gᵀ + P C Pᵀ)/n,
     E[Θ'] = Ψ(E[Θ]) + (P · ½ m″[Σ] + ½ φ″[K])/n,    K = Cov(θ_i, u_i) · n,    P = ∂φ/∂u,    G = ∂φ/∂θ + P ∂m/∂Θ.
 
-Each source sees one producer, so m″[Σ] needs diagonal blocks of Σ only, and second derivatives are taken along eigenvectors of
-small matrices. Models that update later in a round are further updates of this kind: their Σ already holds the earlier errors.
+Each source sees one producer, so m″[Σ] needs diagonal blocks of Σ only, and second derivatives are taken along
+eigenvectors of small matrices. Models that update later in a round are further updates of this kind: their Σ already
+holds the earlier errors.
 
-C_i = Σ_s w_s (Cov_s + (μ_s − m_i)(μ_s − m_i)ᵀ) with multinomial counts, Σ_s w_s Cov_s with fixed ones. A loop with fixed counts n_s
-is a loop with the weights n_s/n, which differ from w_s by less than one sample a source: the same order as the bias.
+C_i = Σ_s w_s (Cov_s + (μ_s − m_i)(μ_s − m_i)ᵀ) with multinomial counts, Σ_s w_s Cov_s with fixed ones. A loop with
+fixed counts n_s is one with the weights n_s/n, which differ from w_s by less than a sample a source: the bias's order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,6 @@ from torch import Tensor
 
 from crossfeed.describe import schema
 from crossfeed.dynamics.program import ModelGroup, Program, SourceGroup
-from crossfeed.dynamics.rounds import steps_of_round
 from crossfeed.errors import NotAvailableError
 from crossfeed.families.base import jacobian
 from crossfeed.families.gaussian import GaussianMean, VectorReal, VectorSource
@@ -46,8 +47,9 @@ def second_along(fn: Callable[[Tensor], Tensor], x: Tensor, cov: Tensor) -> Tens
     Example:
         >>> import torch
         >>> x = torch.zeros(1, 2, dtype=torch.float64)
-        >>> second_along(lambda x: x[:, :1] ** 2 + x[:, :1] * x[:, 1:], x, torch.tensor([[[3.0, 1.0], [1.0, 2.0]]]).double())
-        tensor([[8.]], dtype=torch.float64)
+        >>> cov = torch.tensor([[[3.0, 1.0], [1.0, 2.0]]]).double()
+        >>> round(float(second_along(lambda x: x[:, :1] ** 2 + x[:, :1] * x[:, 1:], x, cov)), 9)  # 2 · 3 + 2 · 1
+        8.0
     """
     values, vectors = torch.linalg.eigh(0.5 * (cov + cov.transpose(-1, -2)))
     along = (vectors * values.clamp_min(0.0).sqrt()[..., None, :]).movedim(-1, 0)  # (k, G, k)
@@ -72,7 +74,7 @@ def second_along(fn: Callable[[Tensor], Tensor], x: Tensor, cov: Tensor) -> Tens
 
 @dataclass(frozen=True)
 class _Source:
-    """One group of sources at a point: means (E, M), covariances (E, M, M), Jacobians (E, M, d) or None, weights (E,)."""
+    """Sources at a point: means (E, M), covariances (E, M, M), Jacobians (E, M, d) or None, weights (E,)."""
 
     group: SourceGroup
     mean: Tensor
@@ -147,13 +149,13 @@ class Expansion:
         """(D,) P · ½ m″[Σ] + ½ φ″[K]: n times how far E[Θ'] lies from Ψ(E[Θ])."""
         bent = [torch.zeros_like(m.moments) for m in self.models]
         for s in self.sources:
-            if s.by_theta is None or _affine_source(s.group.kernel):
+            if s.by_theta is None or affine_source(s.group.kernel):
                 continue
             index, kernel = s.group.theta_index, s.group.kernel
             assert index is not None
             own = cov[index[:, :, None], index[:, None, :]]
-            settings = self.program.settings
-            moved = second_along(lambda t, k=kernel: k.moments(t, settings), self.theta[index], own)  # type: ignore[misc]
+            through = partial(_source_moments, kernel, self.program.settings)
+            moved = second_along(through, self.theta[index], own)
             bent[s.group.group].index_add_(0, s.group.row, moved * s.weight[:, None])
         out = torch.zeros_like(self.theta)
         for m, b in zip(self.models, bent, strict=True):
@@ -169,9 +171,9 @@ class Expansion:
         return out
 
     def drift_noise(self, cov: Tensor) -> Tensor:
-        """(r, r) what Cov[Θ] = cov adds to E[P C(Θ) Pᵀ] where sources' covariances are constant and their means affine in Θ.
+        """(r, r) what Cov[Θ] = cov adds to E[P C(Θ) Pᵀ], for constant covariances of the sources and means affine in Θ.
 
-        Multinomial counts see the sources' means apart: Σ_s w_s (M_s − M) cov (M_s − M)ᵀ, M_s = ∂μ_s/∂Θ, M = Σ_s w_s M_s.
+        Multinomial counts see means move apart: Σ_s w_s (M_s − M) cov (M_s − M)ᵀ, M_s = ∂μ_s/∂Θ, M = Σ_s w_s M_s.
         """
         if not self.multinomial:
             return torch.zeros_like(self.noise)
@@ -185,7 +187,7 @@ class Expansion:
                     own = s.by_theta @ cov[index[:, :, None], index[:, None, :]] @ s.by_theta.transpose(-1, -2)
                     total = total.index_add(0, s.group.row, own * s.weight[:, None, None])
             added.append(m.by_moments @ total @ m.by_moments.transpose(-1, -2))
-        return torch.block_diag(*(block for group in added for block in group))
+        return _block_diagonal(added)
 
 
 def expand(
@@ -210,7 +212,9 @@ def expand(
         NotAvailableError: when a source has no covariance in closed form, or a model's curvature is singular.
     """
     part = program.block(models)
-    sources = [_source(part, g, theta, like.sources[k].by_theta if like else None) for k, g in enumerate(part.source_groups)]
+    sources = [
+        _source(part, g, theta, like.sources[k].by_theta if like else None) for k, g in enumerate(part.source_groups)
+    ]
     moments = part.moments(theta)
     moved = part.retrain(theta, moments) if steps is None else part.descend(theta, moments, steps.count, steps.size)
     found = []
@@ -236,9 +240,19 @@ def expand(
         by_self, by_moments, bend = _update(group.family, t, m, ridge, steps, [program.names[i] for i in group.members])
         found.append(_Models(group, m, spread, by_all, by_moments, by_self, bend))
     rows = torch.cat([m.group.theta_index.flatten() for m in found])
-    noise = torch.block_diag(*(p @ c @ p.T for m in found for p, c in zip(m.by_moments, m.spread, strict=True)))
+    noise = _block_diagonal(m.by_moments @ m.spread @ m.by_moments.transpose(-1, -2) for m in found)
     block = like.block if like else torch.cat([_rows_of_jacobian(m) for m in found])
     return Expansion(theta, moved, rows, block, noise, counts == "multinomial", program, sources, found)
+
+
+def _source_moments(kernel: Any, settings: Tensor, theta: Tensor) -> Tensor:
+    out: Tensor = kernel.moments(theta, settings)
+    return out
+
+
+def _block_diagonal(stacks: Iterable[Tensor]) -> Tensor:
+    out: Tensor = torch.block_diag(*(block for stack in stacks for block in stack))  # type: ignore[no-untyped-call]
+    return out
 
 
 def _rows_of_jacobian(m: _Models) -> Tensor:
@@ -258,7 +272,7 @@ def _source(part: Program, group: SourceGroup, theta: Tensor, by_theta: Tensor |
     mean = kernel.moments(at, part.settings)
     cov = kernel.moments_cov(at, part.settings)
     if by_theta is None:
-        by_theta = jacobian(lambda t: kernel.moments(t, part.settings), at)
+        by_theta = jacobian(partial(_source_moments, kernel, part.settings), at)
     return _Source(group, mean, cov, by_theta, weight)
 
 
@@ -279,7 +293,8 @@ def _update(
         factor, info = torch.linalg.inv_ex(curvature)
         if bool((info != 0).any()) or not bool(torch.isfinite(factor).all()):
             raise NotAvailableError(
-                f"finite-sample theory: the curvature of {', '.join(names)} is singular, so the estimator has no expansion; add a ridge"
+                f"finite-sample theory: the curvature of {', '.join(names)} is singular, so the estimator has no "
+                "expansion; add a ridge"
             )
         respond = -factor @ by_moments
 
@@ -299,7 +314,7 @@ def _update(
     return slope[..., :d], slope[..., d:], lambda cov: second_along(descend, x, cov)
 
 
-def _affine_source(kernel: Any) -> bool:
+def affine_source(kernel: Any) -> bool:
     """Whether a vector source's mean is affine in the producer's θ and its covariance constant."""
     if isinstance(kernel, VectorReal):
         return True
@@ -307,48 +322,6 @@ def _affine_source(kernel: Any) -> bool:
         return False
     rewards = [r for s in kernel.stages for r in (s.reward, s.other) if r is not None]
     return isinstance(kernel.consumer, GaussianMean) and all(r.fn is None and r.Q is None for r in rewards)
-
-
-def is_affine(program: Program) -> bool:
-    """Whether a round is affine in Θ with sampling errors whose covariance depends on Θ only through the sources' means."""
-    return all(isinstance(g.family, GaussianMean) for g in program.model_groups) and all(
-        _affine_source(g.kernel) for g in program.source_groups
-    )
-
-
-def moment_path(
-    program: Program, start: Tensor, update: schema.Update, samples: schema.Samples, rounds: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Mean (D,) and covariance (D, D) of Θ after each round from a given start, on ``samples.per_round`` samples. [ours]
-
-    Exact at every n for affine maps (Gaussian means, raw or picked by linear rewards); otherwise a closure that drops terms
-    beyond 1/n, expanded anew at the mean of every update.
-
-    Args:
-        program: Compiled ecosystem with unbatched settings.
-        start: (D,) known start.
-        update: Order, and gradient steps if any.
-        samples: Only the ``replace`` regime.
-        rounds: How many rounds.
-
-    Yields:
-        Mean and covariance after round 1, 2, ….
-    """
-    refuse_regime(samples)
-    n, affine = samples.per_round, is_affine(program)
-    if samples.counts == "fixed":
-        program = _with_shares(program, share_errors(program, n))
-    mean, cov = start, torch.zeros(len(start), len(start), dtype=start.dtype)
-    known: dict[tuple[int, ...], Expansion] = {}
-    for number in range(rounds):
-        for models in steps_of_round(update.order, program.names, number):
-            key = tuple(models)
-            e = expand(program, mean, models, update.steps, samples.counts, known.get(key))
-            if affine:
-                known.setdefault(key, e)
-            mean = e.mean if affine else e.mean + e.bias(n * cov) / n
-            cov = e.spread(cov, (e.noise + (e.drift_noise(cov) if affine else 0.0)) / n)
-        yield mean, cov
 
 
 def share_errors(program: Program, num: int) -> Tensor:
@@ -360,17 +333,10 @@ def share_errors(program: Program, num: int) -> Tensor:
     return out
 
 
-def _with_shares(program: Program, errors: Tensor) -> Program:
-    settings = program.settings.clone()
-    for g in program.source_groups:
-        settings[g.weight_slot] += errors[g.source]
-    return program.with_settings(settings)
-
-
 def refuse_regime(samples: schema.Samples) -> None:
     """Only fresh samples make a stationary law."""
     if samples.regime != "replace":
         raise NotAvailableError(
-            f"finite-sample theory for samples.regime {samples.regime!r}: old samples stay in use, so the noise is not fresh "
-            "each round; use `replace`, or simulate"
+            f"finite-sample theory for samples.regime {samples.regime!r}: old samples stay in use, so the noise is not "
+            "fresh each round; use `replace`, or simulate"
         )

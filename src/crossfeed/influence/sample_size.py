@@ -1,8 +1,8 @@
-r"""How many samples a round it takes to see the sign of an influence in runs. [ours]
+r"""How many samples a round it takes to see the sign of an influence in runs; ours.
 
-The sign of dJ_k/dλ_i is read off a central difference: at λ_i + h and at λ_i − h the loop is run with n samples a model and round,
-from as many seeds, J_k is averaged over the last rounds and over the seeds, and the two are subtracted. To order 1/n the outcome is
-normal with
+The sign of dJ_k/dλ_i is read off a central difference: at λ_i + h and at λ_i − h the loop is run with n samples a model
+and round, from as many seeds, J_k is averaged over the last rounds and over the seeds, and the two are subtracted. To
+order 1/n the outcome is normal with
 
     mean a + b/n,    a = (J̄₊ − J̄₋)/2h on population data, burn-in and finite h included,    b = (shift₊ − shift₋)/2h,
     variance c²/n,   c² = (v₊ + v₋)/(4h² · seeds),    v: n times the variance of a time average,
@@ -70,7 +70,7 @@ class SignTest:
     protocol: str
 
     def probability(self, affected: str, n: int) -> float:
-        """Probability that the sign comes out right at n samples (fixed counts: as if shares were the weights exactly)."""
+        """Probability that the sign comes out right at n samples (fixed counts: as if shares were the weights)."""
         k = self.names.index(affected)
         towards = math.copysign(1.0, self.influence[k]) * float(self.limit[k] + self.slope[k] / n)
         return float(ndtr(towards * math.sqrt(n) / max(float(self.spread[k]), 1e-300)))
@@ -113,8 +113,8 @@ def sign_test(
 ) -> SignTest:
     """The law of the central difference of every alignment when ``intervened``'s curation ratio moves by ± ``step``.
 
-    Runs start at the ecosystem's start, have independent seeds on both sides, and follow its update order and way of counting. Terms
-    of order 1/n are those of the stationary law.
+    Runs start at the ecosystem's start, have independent seeds on both sides, and follow its update order and way of
+    counting. Terms of order 1/n are those of the stationary law.
 
     Args:
         eco: The ecosystem.
@@ -132,8 +132,8 @@ def sign_test(
     path = f"{intervened}.curation"
     if not step > 0 or min(rounds, seeds) < 1 or burn_in < 0:
         raise SettingError(
-            f"sign test: found step {step}, {rounds} rounds, {seeds} seeds, burn-in {burn_in}; need a step > 0, at least one round "
-            "and one seed, and a burn-in of 0 or more"
+            f"sign test: found step {step}, {rounds} rounds, {seeds} seeds, burn-in {burn_in}; need a step > 0, at "
+            "least one round and one seed, and a burn-in of 0 or more"
         )
     mover = mover or Mover(eco)
     here = settings.get(eco, path)
@@ -160,7 +160,8 @@ def sign_test(
         (up.largest_rounding + down.largest_rounding)[primary] / (2 * step),
         ((variance[0] + variance[1]) / seeds).clamp_min(0.0).sqrt() / (2 * step),
         (up, down),
-        f"central difference at λ ± {step:g}, {seeds} runs on each side, J averaged over {rounds} rounds after a burn-in of {burn_in}",
+        f"central difference at λ ± {step:g}, {seeds} runs on each side, J averaged over {rounds} rounds after a "
+        f"burn-in of {burn_in}",
     )
 
 
@@ -175,7 +176,7 @@ def smallest_n(
     confidence: float = 0.95,
     mover: Mover | None = None,
 ) -> SmallestN:
-    """The smallest n at which dJ_affected/dλ_intervened shows its sign, as :class:`SignTest` says; for many models use that."""
+    """The smallest n that shows the sign of dJ_affected/dλ_intervened; :func:`sign_test` serves many models at once."""
     return sign_test(eco, intervened, step, rounds, burn_in, seeds, mover).smallest_n(affected, confidence)
 
 

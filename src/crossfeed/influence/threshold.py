@@ -15,7 +15,7 @@ from crossfeed.dynamics.compile import compile_ecosystem
 from crossfeed.dynamics.program import Program
 from crossfeed.dynamics.stable import solve
 from crossfeed.errors import CrossfeedError, NotStableError, SettingError
-from crossfeed.influence.matrix import Influence, influence
+from crossfeed.influence.matrix import Influence, influence, setting_response
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Mover:
         self.eco = eco
         self.program = program or compile_ecosystem(eco)
         self.theta = self.program.start if theta is None else theta
+        self.last: tuple[schema.Ecosystem, Influence] | None = None
 
     def at(self, changes: dict[str, float]) -> tuple[schema.Ecosystem, Influence]:
         """The ecosystem with settings put to values, and its influence at the stable point.
@@ -54,14 +55,26 @@ class Mover:
             SettingError, NotStableError: as the settings and the solver say.
         """
         eco, program = self.moved(changes)
-        point = solve(program, self.theta, "newton")
+        point = solve(program, self._ahead(changes), "newton")
         if point.result != "converged":
             point = solve(program, self.theta)
         if point.result != "converged":
             point = solve(program)
         theta = point.require()
-        self.theta = theta
-        return eco, influence(eco, program, theta)
+        found = influence(eco, program, theta)
+        self.theta, self.last = theta, (eco, found)
+        return eco, found
+
+    def _ahead(self, changes: dict[str, float]) -> torch.Tensor:
+        """Where the stable point will be to first order, when one setting moves on from the last value."""
+        if self.last is None or len(changes) != 1 or self.last[1].theta is not self.theta:
+            return self.theta
+        (path, value), (eco, found) = next(iter(changes.items())), self.last
+        try:
+            ahead = self.theta + setting_response(eco, found, path) * (value - settings.get(eco, path))
+        except SettingError:
+            return self.theta
+        return ahead if bool(torch.isfinite(ahead).all()) else self.theta
 
     def moved(self, changes: dict[str, float]) -> tuple[schema.Ecosystem, Program]:
         """The ecosystem and its program with settings put to values."""

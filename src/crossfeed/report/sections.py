@@ -377,13 +377,7 @@ def stability(eco: Ecosystem, program: Program, point: StablePoint, found: Influ
     certificate = global_certificate(eco, program)
     return {
         "local": local,
-        "global": {
-            "available": certificate.available,
-            "radius": certificate.radius,
-            "contracts": certificate.contracts,
-            "reason": certificate.reason,
-            "constants": None,
-        },
+        "global": certificate.summary(),
         "observed_rate": rate,
     }
 

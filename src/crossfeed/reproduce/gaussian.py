@@ -115,7 +115,7 @@ def gaussian_ecosystem(
             ],
         )
         models[q] = schema.Model(
-            family=schema.GaussianMean(cov=noise**2),
+            family=schema.GaussianMean(cov=np.asarray(noise**2)),
             reward="q's people",
             sources=[schema.Raw(name="turned", producer=p, weight=1, map=schema.Affine(matrix=A))],
         )
@@ -132,7 +132,7 @@ def gaussian_ecosystem(
 
 
 def _reward(g: np.ndarray, eta: float, spread: float) -> schema.QuadraticReward:
-    return schema.QuadraticReward(vector=g, matrix=-eta, constant=0.5 * eta * spread)
+    return schema.QuadraticReward(vector=g, matrix=np.asarray(-eta), constant=0.5 * eta * spread)
 
 
 @dataclass(frozen=True)

@@ -168,9 +168,10 @@ def finite(progress: Progress, seeds: int) -> Numbers:
 
 
 def _slope(values: np.ndarray, plus: bool = False) -> np.ndarray:
-    """(…, pairs, 2), λ + h and λ − h in turn, to (J₊ − J₋) / 2h; with ``plus``, from variances to the slope's variance."""
+    """(…, pairs, 2), λ + h and λ − h in turn, to (J₊ − J₋) / 2h; with ``plus``, variances to the slope's variance."""
     up, down = values[..., 0::2, :], values[..., 1::2, :]
-    return (up + down) / (2 * theorem.STEP) ** 2 if plus else (up - down) / (2 * theorem.STEP)
+    change: np.ndarray = (up + down) / (2 * theorem.STEP) ** 2 if plus else (up - down) / (2 * theorem.STEP)
+    return change
 
 
 def sweep(progress: Progress, seeds: int) -> Numbers:

@@ -85,7 +85,7 @@ def with_curation(program: Program, curation: float) -> Program:
 
 
 def _central(found: Influence, curation: float = CURATION) -> np.ndarray:
-    """(pairs, 2) (J(λ + h) − J(λ − h)) / 2h: J is quadratic in λ, so only rounding and the solver's residual are off."""
+    """(pairs, 2) (J(λ + h) − J(λ − h)) / 2h; J is quadratic in λ, so only rounding and residuals are off."""
     values = []
     for share in (curation + STEP, curation - STEP):
         program = with_curation(found.program, share)
