@@ -32,8 +32,8 @@ def gather(progress: Progress, seeds: int = SEEDS, sweep_seeds: int = SWEEP_SEED
 
     Args:
         progress: Called with (stage, done, total).
-        seeds: Runs for each t, n and λ ± 0.02 of the derivatives; the paper's 40.
-        sweep_seeds: Runs for each t, n and λ of the sweep; the paper's 20.
+        seeds: Runs for each t, n and λ ± 0.02 of the derivatives; the paper's 40, at least 4.
+        sweep_seeds: Runs for each t, n and λ of the sweep; the paper's 20, at least 4.
     """
     clock = [time.perf_counter()]
 
