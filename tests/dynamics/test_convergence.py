@@ -33,8 +33,8 @@ FAST: dict[str, Any] = {"rewards": ("linear",), "num_feeds": (1, 3), "candidates
 CONTRACTING = [
     ("gaussian_mean", 1, FAST),
     ("gaussian_mean", 2, FAST),
-    ("linear_gaussian", 3, FAST),
-    ("loglinear", 4, FAST | {"ridge": 3.0}),
+    ("linear_gaussian", 3, FAST | {"dim": 2}),
+    ("loglinear", 4, FAST | {"ridge": 5.0}),
     ("categorical", 5, {"kinds": ("raw",), "ridge": 0.0, "sampling": False}),
     ("mixed_finite", 6, FAST | {"ridge": 2.5}),
 ]
@@ -145,20 +145,21 @@ ORDERS: list[s.Order] = [
     s.Cycle(rounds=[[["m0", "m1", "m2"]], [["m1"], ["m2", "m0"]], [["m2"]]]),
 ]
 STEPS = [None, s.GradientSteps(count=1, size=0.4), s.GradientSteps(count=5, size=0.25)]
+LONGER = [None, s.GradientSteps(count=1, size=1.8), s.GradientSteps(count=6, size=1.2)]
 LOOPS = [
-    ("gaussian_mean", 0, FAST),
-    ("gaussian_mean", 3, FAST),
-    ("linear_gaussian", 1, FAST),
-    ("loglinear", 2, {"ridge": 0.3}),
-    ("categorical", 0, {"ridge": 0.0}),
-    ("mixed_finite", 1, {"ridge": 0.2}),
-    ("gaussian", 3, FAST),
-    ("mixed_vectors", 1, FAST),
+    ("gaussian_mean", 0, FAST, STEPS),
+    ("gaussian_mean", 3, FAST, STEPS),
+    ("linear_gaussian", 1, FAST | {"dim": 2}, STEPS),
+    ("loglinear", 2, {"ridge": 0.3}, STEPS),
+    ("categorical", 0, {"ridge": 0.0}, LONGER),
+    ("mixed_finite", 1, {"ridge": 0.2}, STEPS),
+    ("gaussian", 3, FAST | {"kinds": ("raw",)}, STEPS),
+    ("mixed_vectors", 1, FAST, STEPS),
 ]
 
 
-def eigenvalues(program: Program, star: Tensor, update: s.Update) -> np.ndarray:
-    """Of a cycle, dense, largest first: an implementation apart from the one under test."""
+def cycle_jacobian(program: Program, star: Tensor, update: s.Update) -> np.ndarray:
+    """Dense product over a cycle, by an implementation apart from the one under test."""
     simultaneous = update_jacobian(linearise(program, star), update.steps).toarray()
     product = np.eye(program.num_params)
     for number in range(cycle_length(update.order)):
@@ -167,32 +168,41 @@ def eigenvalues(program: Program, star: Tensor, update: s.Update) -> np.ndarray:
             for i in step:
                 partial[program.span(i)] = simultaneous[program.span(i)]
             product = partial @ product
-    values = np.linalg.eigvals(product)
-    found: np.ndarray = values[np.argsort(-np.abs(values))]
-    return found
+    return product
 
 
-@pytest.mark.parametrize(("family", "seed", "options"), LOOPS)
-def test_local_radius_is_the_observed_rate(family: str, seed: int, options: dict[str, Any]) -> None:
-    """To 1e-3 where the dominant eigenvalue is real, simple and twice the next; within 12 % of its logarithm elsewhere."""
+@pytest.mark.parametrize(("family", "seed", "options", "many_steps"), LOOPS)
+def test_local_radius_is_the_observed_rate(
+    family: str, seed: int, options: dict[str, Any], many_steps: list[s.GradientSteps | None]
+) -> None:
+    """To 1e-3 where the dominant eigenvalue is real and a tenth above the next; elsewhere its logarithm to 10 %.
+
+    Runs start near the dominant eigenvector, so that what dies out sooner is gone.
+    """
     program = compile_ecosystem(random_ecosystem(family, 3, seed, **options))
     star = solve(program).require()
     lin = linearise(program, star)
-    start = star + 0.05 * torch.randn(
-        program.num_params, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-    )
-    for order, steps in itertools.product(ORDERS, STEPS):
+    rng = np.random.default_rng(seed)
+    sharp = 0
+    for order, steps in itertools.product(ORDERS, many_steps):
         update = s.Update(order=order, steps=steps)
         local = local_radius(program, lin, order, steps)
-        values = eigenvalues(program, star, update)
+        product = cycle_jacobian(program, star, update)
+        values = np.linalg.eigvals(product)
+        values = values[np.argsort(-np.abs(values))]
+        assert local.stable
         assert local.cycle_radius == pytest.approx(abs(values[0]), rel=1e-6, abs=1e-9)
-        rate, error = observed_rate(program, update, start, star, 3000)
+        direction = np.linalg.matrix_power(product / abs(values[0]), 30) @ rng.standard_normal(program.num_params)
+        start = star + torch.from_numpy(0.02 * direction / np.linalg.norm(direction))
+        rate, error = observed_rate(program, update, start, star, 1000)
         assert rate is not None
         assert error is not None
-        if values[0].imag == 0 and abs(values[1]) < 0.5 * abs(values[0]) and local.cycle == 1:
+        if abs(values[0].imag) < 1e-9 and abs(values[1]) < 0.9 * abs(values[0]) and local.cycle == 1:
+            sharp += 1
             assert rate == pytest.approx(local.radius, rel=1e-3)
         else:
-            assert math.log(rate) == pytest.approx(math.log(local.radius), rel=0.12)
+            assert math.log(rate) == pytest.approx(math.log(local.radius), rel=0.1)
+    assert sharp > 0 or family in ("gaussian_mean", "mixed_vectors", "categorical", "gaussian")
 
 
 # --- the paper's Theorem 3.6 ----------------------------------------------------------------------------------------------
@@ -205,7 +215,7 @@ NINE = list(itertools.product(ROUNDS, ROUNDS))
 @pytest.mark.parametrize("rounds", NINE)
 def test_nine_orders_of_two_models_reach_one_stable_point(family: str, rounds: tuple[str, str]) -> None:
     """Theorem 3.6: two models, each of two rounds simultaneous, or one model before the other."""
-    options = FAST | {"ridge": 2.0 if family == "loglinear" else 0.0, "sampling": False}
+    options = FAST | {"ridge": 6.0 if family == "loglinear" else 0.0, "sampling": False}
     if family == "categorical":
         options["kinds"] = ("raw",)
     program = compile_ecosystem(eco := random_ecosystem(family, 2, 8, **options))
@@ -222,7 +232,7 @@ def test_nine_orders_of_two_models_reach_one_stable_point(family: str, rounds: t
 @pytest.mark.parametrize("family", ["gaussian_mean", "gaussian", "mixed_finite", "linear_gaussian"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_stable_points_do_not_depend_on_the_order(family: str, seed: int) -> None:
-    program = compile_ecosystem(random_ecosystem(family, 3, seed, **FAST))
+    program = compile_ecosystem(random_ecosystem(family, 3, seed, **(FAST | {"dim": 2})))
     star = solve(program).require()
     for order, steps in itertools.product([*ORDERS, s.RandomOrder(probability=0.5)], STEPS):
         for number in range(cycle_length(order)):

@@ -53,7 +53,9 @@ def test_D_is_a_central_difference_of_F(kind: str) -> None:
     theta, h = somewhere(program, 2), 1e-5
     eye = h * torch.eye(program.num_params, dtype=torch.float64)
     slope = (program.gradient(theta + eye) - program.gradient(theta - eye)).T / (2 * h)
-    torch.testing.assert_close(torch.from_numpy(linearise(program, theta).matrix.toarray()), slope, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        torch.from_numpy(linearise(program, theta).matrix.toarray()), slope, rtol=1e-6, atol=1e-8
+    )
 
 
 @every_family
@@ -77,7 +79,9 @@ def setting_slope(program: Program, theta: Tensor, slot: int) -> Tensor:
     def slope(h: float) -> Tensor:
         step = torch.zeros_like(program.settings)
         step[slot] = h
-        return (program.gradient(theta, program.settings + step) - program.gradient(theta, program.settings - step)) / (2 * h)
+        return (program.gradient(theta, program.settings + step) - program.gradient(theta, program.settings - step)) / (
+            2 * h
+        )
 
     return (4 * slope(1e-4) - slope(2e-4)) / 3
 
@@ -155,7 +159,10 @@ def test_edges_can_be_left_out_one_by_one() -> None:
     theta = somewhere(program, 8)
     lin = linearise(program, theta)
     whole = lin.matrix.toarray()
-    pieces = [lin.sparse(lambda s, k=k: s == k).toarray() - lin.sparse(lambda s: False).toarray() for k in range(len(program.sources))]
+    pieces = [
+        lin.sparse(lambda s, k=k: s == k).toarray() - lin.sparse(lambda s: False).toarray()
+        for k in range(len(program.sources))
+    ]
     np.testing.assert_allclose(sum(pieces) + lin.sparse(lambda s: False).toarray(), whole, atol=1e-14)
     for info, piece in zip(program.sources, pieces, strict=True):
         if info.producer is None:
@@ -228,7 +235,9 @@ def test_a_flat_curvature_is_named() -> None:
         data={"web": s.DistributionData(weights=[1, 2, 3])},
         rewards={"r": s.TableReward(values=[0, 1, 2])},
         models={
-            "good": s.Model(family=s.LogLinear(features=[0.0, 1.0, 3.0]), reward="r", sources=[s.Real(data="web", weight=1.0)]),
+            "good": s.Model(
+                family=s.LogLinear(features=[0.0, 1.0, 3.0]), reward="r", sources=[s.Real(data="web", weight=1.0)]
+            ),
             "flat": s.Model(
                 family=s.LogLinear(features=[2.0, 2.0, 2.0]),
                 reward="r",

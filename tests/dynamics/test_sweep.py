@@ -246,6 +246,44 @@ def test_a_batch_with_failing_rows_equals_each_alone():
     assert torch.allclose(together.theta, torch.cat([p.theta for p in apart]))
 
 
+def test_a_row_that_cannot_be_factorised_does_not_stop_the_others():
+    eco = looped(0.5, 0.5)
+    program = compile_ecosystem(eco)
+    family, slot = program.model_groups[0].family, program.slots["p.ridge"]
+    inner = family.fit
+
+    def fit(moments, ridge, start):
+        if bool((ridge > 0.4).any()):
+            raise torch.linalg.LinAlgError("singular")
+        return inner(moments, ridge, start)
+
+    family.fit = fit
+    table = program.settings.expand(3, -1).clone()
+    table[:, slot] = torch.tensor([0.0, 0.5, 0.1])
+    found = solve_batch(program, table)
+    assert found.results == ["converged", "non-finite", "converged"]
+    assert found.residual[1] == math.inf
+
+
+def test_own_data_picked_from_one_candidate_have_no_effect():
+    """The push of real data and own outputs cancels at the stable point; what is left is rounding, not a verdict."""
+    rng = np.random.default_rng(3)
+    sources = [
+        s.Real(data="d", weight=0.3),
+        s.Real(data="e", weight=0.3),
+        s.Curated(name="own", producer="p", weight=0.4, candidates=3),
+    ]
+    eco = s.Ecosystem(
+        space=s.Outcomes(count=8),
+        data={n: s.DistributionData(weights=rng.random(8) + 0.1) for n in "de"},
+        rewards={"r": s.TableReward(values=rng.standard_normal(8))},
+        models={"p": s.Model(family=s.LogLinear(features=rng.standard_normal((8, 3))), reward="r", sources=sources)},
+    )
+    found = sweep(eco, {"p.sources.own.candidates": [1, 2]})
+    assert found.verdicts == [["no effect"], ["helps"]]
+    agrees(eco, found)
+
+
 def test_at_the_ends_of_the_range_shares_are_those_just_inside():
     """At λ = 0 no curated data say how more would be shared; the grid does, and the derivative is continuous."""
     eco = two_loglinear(12, 2)

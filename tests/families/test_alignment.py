@@ -55,7 +55,9 @@ def test_vectors_by_formula_by_function_and_by_sampling(dim: int) -> None:
     z = full.sample(theta, DRAWS, torch.Generator().manual_seed(0))[0]
     within(fn(z).numpy(), value)
     known = GaussianMean(real(cov)[None])
-    assert float(VectorAlignment(known, real(g)[None], real(Q)[None], constant).value(real(mean)[None])) == pytest.approx(value)
+    assert float(
+        VectorAlignment(known, real(g)[None], real(Q)[None], constant).value(real(mean)[None])
+    ) == pytest.approx(value)
 
 
 @pytest.mark.parametrize("kind", ["quadratic", "function"])
@@ -75,7 +77,9 @@ def test_answers_over_a_domain(kind: str) -> None:
 
     fn: Callable[[Tensor], Tensor] = quadratic if kind == "quadratic" else wavy
     inputs = Inputs(real(points)[None], real(weights)[None])
-    kernel = LinearAlignment(family, inputs, real(g)[None], real(Q)[None], real([0.3]), None if kind == "quadratic" else fn)
+    kernel = LinearAlignment(
+        family, inputs, real(g)[None], real(Q)[None], real([0.3]), None if kind == "quadratic" else fn
+    )
     x = real(points[rng.choice(5, size=DRAWS, p=weights)])[None]
     z = family.sample_at(theta, x, torch.Generator().manual_seed(1))[0]
     within(fn(z).numpy(), float(kernel.value(theta)))

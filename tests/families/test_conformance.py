@@ -202,7 +202,10 @@ def test_declared_samplers_are_differentiable_and_others_are_not(stack: Stack) -
         step = torch.zeros_like(stack.theta)
         step[0, i] = 1e-6
         up, down = (
-            stack.family.sample(stack.theta + sign * step, 2000, torch.Generator().manual_seed(2)).square().sum(-1).mean()
+            stack.family.sample(stack.theta + sign * step, 2000, torch.Generator().manual_seed(2))
+            .square()
+            .sum(-1)
+            .mean()
             for sign in (1, -1)
         )
         assert float(slope[0, i]) == pytest.approx(float(up - down) / 2e-6, rel=1e-6, abs=1e-8)

@@ -25,7 +25,9 @@ def real(x: object) -> Tensor:
     return torch.as_tensor(np.asarray(x), dtype=torch.float64)
 
 
-def program(source: s.Raw | s.Curated, rewards: dict[str, s.Reward] | None = None, domain: s.Domain | None = None) -> Program:
+def program(
+    source: s.Raw | s.Curated, rewards: dict[str, s.Reward] | None = None, domain: s.Domain | None = None
+) -> Program:
     return compile_ecosystem(
         s.Ecosystem(
             space=s.Regression(inputs=3, outputs=2),
@@ -58,10 +60,12 @@ SCORES = {
     "people": lambda x, y: y @ [0.8, -0.5],
     "both": lambda x, y: y @ [0.8, -0.5] + x @ [3.0, -2.0, 1.0],
     "cross": lambda x, y: np.einsum("...o,oi,...i->...", y, CROSS[3:, :3], x),
-    "bent": lambda x, y: np.einsum("...o,oi,...i->...", y, CROSS[3:, :3], x)
-    - 0.45 * y[..., 0] ** 2
-    - 0.2 * y[..., 1] ** 2
-    + 0.3 * y[..., 0],
+    "bent": lambda x, y: (
+        np.einsum("...o,oi,...i->...", y, CROSS[3:, :3], x)
+        - 0.45 * y[..., 0] ** 2
+        - 0.2 * y[..., 1] ** 2
+        + 0.3 * y[..., 0]
+    ),
 }
 
 
@@ -89,7 +93,9 @@ def simulated(x: np.ndarray, stages: list[tuple[str, int, float]], temperature: 
         (s.Curated(producer="p", weight=0.5, candidates=3, curator="cross"), [("cross", 3, 1.0)]),
         (s.Curated(producer="p", weight=0.5, candidates=2, curator="bent"), [("bent", 2, 1.0)]),
         (
-            s.Curated(producer="p", weight=0.5, candidates=2, curator="cross", then=s.Pick(candidates=3, curator="people")),
+            s.Curated(
+                producer="p", weight=0.5, candidates=2, curator="cross", then=s.Pick(candidates=3, curator="people")
+            ),
             [("cross", 2, 1.0), ("people", 3, 1.0)],
         ),
     ],
@@ -115,7 +121,9 @@ def test_sampled_picks_have_these_moments_and_covariance() -> None:
     compiled = program(source)
     kernel = next(g for g in compiled.source_groups if g.theta_index is not None).kernel
     theta, counts = real(W.reshape(1, -1)), torch.full((1,), float(DRAWS)).double()
-    drawn = kernel.consumer.statistic(kernel.sample(theta, compiled.settings, DRAWS, np.random.default_rng(9)))[0].numpy()
+    drawn = kernel.consumer.statistic(kernel.sample(theta, compiled.settings, DRAWS, np.random.default_rng(9)))[
+        0
+    ].numpy()
     want = kernel.moments(theta, compiled.settings)[0].numpy()
     cov = kernel.moments_cov(theta, compiled.settings)[0].numpy()
     assert (np.abs(drawn.mean(0) - want) <= 5 * np.sqrt(np.diag(cov) / DRAWS) + 1e-12).all()
@@ -175,7 +183,9 @@ def test_inputs_that_do_not_span_their_space_are_refused_with_a_remedy() -> None
         domains={"x": s.PointsDomain(points=[[1.0, 2.0], [2.0, 4.0]])},
         data={"web": s.TeacherData(matrix=[[1.0, 1.0]], domain="x")},
         rewards={"r": s.LinearReward(vector=[1.0])},
-        models={"p": s.Model(family=s.LinearGaussian(), reward="r", domain="x", sources=[s.Real(data="web", weight=1.0)])},
+        models={
+            "p": s.Model(family=s.LinearGaussian(), reward="r", domain="x", sources=[s.Real(data="web", weight=1.0)])
+        },
     )
     compiled = compile_ecosystem(eco)
     with pytest.raises(NotAvailableError, match="do not span their space.*ridge"):

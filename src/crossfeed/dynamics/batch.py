@@ -20,6 +20,7 @@ from crossfeed.dynamics.stable import _verdict as verdict_of
 from crossfeed.families.base import jacobian
 from crossfeed.families.finite import FiniteSource
 
+LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 NEAR = (12, 24, 60)
 """Plain rounds before each attempt with Newton."""
 NEWTON_STEPS = 30
@@ -105,7 +106,7 @@ def _solve_together(program: Program, settings: Tensor, start: Tensor, tolerance
     for rounds in NEAR:
         part, now, more = program.with_settings(settings[left].contiguous()), followed[left], steps[left] + rounds
         for _ in range(rounds):
-            new = round_map(part, now)
+            new = _retrained(part, now)
             now = torch.where(torch.isfinite(new).all(-1, keepdim=True), new, now)
         followed[left] = now
         theta[left], residual[left] = _newton(part, now, more, tolerance)
@@ -149,7 +150,7 @@ def _plain(program: Program, start: Tensor, tolerance: float) -> tuple[Tensor, T
     tail = max(PLAIN_STEPS // 4, 4)
     for step in range(PLAIN_STEPS):
         corner = theta if step == PLAIN_STEPS - tail else corner
-        new = round_map(program, theta)
+        new = _retrained(program, theta)
         finite = torch.isfinite(new).all(-1)
         for row in torch.nonzero(live & ~finite)[:, 0].tolist():
             results[row] = "non-finite"
@@ -163,7 +164,7 @@ def _plain(program: Program, start: Tensor, tolerance: float) -> tuple[Tensor, T
         live &= ~far
         if not bool((live & (lengths[-1] > tolerance * (1 + theta.norm(dim=-1)))).any()):
             break
-    residual = _residual(round_map(program, theta), theta)
+    residual = _residual(_retrained(program, theta), theta)
     last = torch.stack(lengths[-tail - 1 :])
     for row in torch.nonzero(live)[:, 0].tolist():
         way = float((theta[row] - corner[row]).norm())
@@ -174,7 +175,7 @@ def _plain(program: Program, start: Tensor, tolerance: float) -> tuple[Tensor, T
 def _newton(program: Program, theta: Tensor, steps: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Newton on T(Θ) − Θ for every row, halving a row's step until it helps; counts evaluations into ``steps``."""
     theta = theta.clone()
-    residual = torch.nan_to_num(_residual(round_map(program, theta), theta), nan=torch.inf)
+    residual = torch.nan_to_num(_residual(_retrained(program, theta), theta), nan=torch.inf)
     steps += 1
     todo = torch.nonzero(torch.isfinite(residual) & (residual > tolerance))[:, 0]
     for _ in range(NEWTON_STEPS):
@@ -182,12 +183,15 @@ def _newton(program: Program, theta: Tensor, steps: Tensor, tolerance: float) ->
             break
         part = program.with_settings(program.settings[todo].contiguous())
         now = theta[todo]
-        step = torch.linalg.solve_ex(blocks(part, now).matrix, -part.gradient(now)[..., None])[0][..., 0]
+        try:
+            step = torch.linalg.solve_ex(blocks(part, now).matrix, -part.gradient(now)[..., None])[0][..., 0]
+        except LinAlgError:  # some row has no derivative here; plain rounds go on
+            break
         scale = torch.ones(len(todo), 1, dtype=theta.dtype)
         moved = torch.zeros(len(todo), dtype=torch.bool)
         for _ in range(14):
             trial = now + scale * step
-            size = _residual(round_map(part, trial), trial)
+            size = _residual(_retrained(part, trial), trial)
             better = ~moved & (size < residual[todo])
             steps[todo[~moved]] += 1
             theta[todo[better]], residual[todo[better]] = trial[better], size[better]
@@ -197,6 +201,19 @@ def _newton(program: Program, theta: Tensor, steps: Tensor, tolerance: float) ->
             scale = torch.where(moved[:, None], scale, scale / 2)
         todo = todo[moved & (residual[todo] > tolerance)]
     return theta, residual
+
+
+def _retrained(program: Program, theta: Tensor) -> Tensor:
+    """T(Θ) of every row; NaN for rows where a factorisation fails, which then do not stop the others."""
+    try:
+        return round_map(program, theta)
+    except LinAlgError:
+        if len(theta) == 1:
+            return torch.full_like(theta, torch.nan)
+        rows = [
+            _retrained(program.with_settings(program.settings[k : k + 1]), theta[k : k + 1]) for k in range(len(theta))
+        ]
+        return torch.cat(rows)
 
 
 def _residual(new: Tensor, theta: Tensor) -> Tensor:

@@ -79,7 +79,9 @@ class _Compiler:
             if not isinstance(model.family, schema.Categorical) or model.start is not None:
                 brought.append(everything)
             else:
-                found = [self.cached(("data", name), lambda n=name: self.real_distribution(n)).numpy() > 0 for name in data]
+                found = [
+                    self.cached(("data", name), lambda n=name: self.real_distribution(n)).numpy() > 0 for name in data
+                ]
                 brought.append(np.any(found, 0) if found else None)
         real = [b for b in brought if b is not None]
         edges = [
@@ -121,7 +123,8 @@ class _Compiler:
             assert self.outcomes
             names = tuple(family.features)
             found: Tensor = self.cached(
-                ("features", names), lambda: spaces.tensor(images.features(self.outcomes.images, names).values)  # type: ignore[union-attr]
+                ("features", names),
+                lambda: spaces.tensor(images.features(self.outcomes.images, names).values),  # type: ignore[union-attr]
             )
             return found
         key = ("features", family.features.tobytes())
@@ -218,7 +221,9 @@ class _Compiler:
                 kernel, index = self.real_kernel(consumer, nodes), None
             else:
                 producers = [self.index[s.producer] for s in nodes]  # type: ignore[union-attr]
-                made = self.families[self.place[producers[0]][0]].take(torch.tensor([self.place[j][1] for j in producers]))
+                made = self.families[self.place[producers[0]][0]].take(
+                    torch.tensor([self.place[j][1] for j in producers])
+                )
                 prefixes = [f"{self.models[i][0]}.sources.{infos[k].name}" for k, i, _, _ in members]
                 kernel = self.source_kernel(made, consumer, consumers, nodes, prefixes)
                 index = torch.stack([self.params[j] for j in producers])
@@ -234,7 +239,12 @@ class _Compiler:
             return ("real", group, pairs)
         j = self.index[source.producer]
         stages = tuple(
-            (stage_kind(p), p.candidates, self.reward_kind(self.curator(j, p)), p.other_curator and self.reward_kind(p.other_curator))
+            (
+                stage_kind(p),
+                p.candidates,
+                self.reward_kind(self.curator(j, p)),
+                p.other_curator and self.reward_kind(p.other_curator),
+            )
             for _, p in _stages(source)
         )
         ranks: tuple[int, ...] = ()
@@ -242,7 +252,11 @@ class _Compiler:
             stages = tuple((kind, other is not None) for kind, _, _, other in stages)  # type: ignore[misc]
         else:  # quadrature rules depend on it, and no source's numbers may depend on what it is stacked with
             names = [n for _, p in _stages(source) for n in (self.curator(j, p), p.other_curator) if n]
-            ranks = tuple(self.num_directions((n,)) for n in names) if len(stages) < 2 else (self.num_directions(tuple(names)),)
+            ranks = (
+                tuple(self.num_directions((n,)) for n in names)
+                if len(stages) < 2
+                else (self.num_directions(tuple(names)),)
+            )
         depths = tuple(depth for depth, _ in _stages(source))
         mapped = source.map is not None and (source.map.matrix is not None, source.map.shift is not None)
         return ("model", group, self.place[j][0], stages, ranks, depths, mapped, domain)
@@ -275,7 +289,9 @@ class _Compiler:
             keys |= {f"{number}.{key}": f"{'then.' * depth}{key}" for key in STAGE_KEYS}
         return {key: torch.tensor([self.slots[f"{p}.{path}"] for p in prefixes]) for key, path in keys.items()}
 
-    def source_kernel(self, made: Any, consumer: Any, consumers: list[int], sources: list[Any], prefixes: list[str]) -> Any:
+    def source_kernel(
+        self, made: Any, consumer: Any, consumers: list[int], sources: list[Any], prefixes: list[str]
+    ) -> Any:
         slots = self.slots_of(sources, prefixes)
         depth = len(_stages(sources[0]))
         producers = [self.index[s.producer] for s in sources]
@@ -307,7 +323,9 @@ class _Compiler:
                 shift = torch.stack([spaces.tensor(s.map.shift).expand(dim) for s in sources])
         if isinstance(self.eco.space, schema.Vectors):
             return VectorSource(made, consumer, stages, U, matrix, shift, slots, self.eco.seed)
-        inputs = spaces.stack_inputs([self.inputs(self.domain_of(i, s)) for i, s in zip(consumers, sources, strict=True)])
+        inputs = spaces.stack_inputs(
+            [self.inputs(self.domain_of(i, s)) for i, s in zip(consumers, sources, strict=True)]
+        )
         cross = [
             (
                 self.cross_reward([self.curator(j, p) for j, p in zip(producers, level, strict=True)]),
@@ -417,7 +435,11 @@ class _Compiler:
             reward = VectorReward(torch.zeros(len(names), dim, dtype=torch.float64), None, fn)
         else:
             parts = [self.polynomial(n, dim) for n in names]
-            Q = torch.stack([p[1][-dim:, -dim:] for p in parts if p[1] is not None]) if parts[0][1] is not None else None
+            Q = (
+                torch.stack([p[1][-dim:, -dim:] for p in parts if p[1] is not None])
+                if parts[0][1] is not None
+                else None
+            )
             reward = VectorReward(torch.stack([p[0][-dim:] for p in parts]), Q)
         return VectorReward(reward.g, reward.Q, reward.fn, directions([reward], dim))
 
@@ -491,7 +513,9 @@ class _Compiler:
         theta = torch.zeros(program.num_params, dtype=torch.float64)
         seeds = np.random.SeedSequence(self.eco.seed).spawn(program.num_models)
         for i, seed in enumerate(seeds):
-            theta[program.span(i)] = torch.from_numpy(0.01 * np.random.default_rng(seed).standard_normal(len(self.params[i])))
+            theta[program.span(i)] = torch.from_numpy(
+                0.01 * np.random.default_rng(seed).standard_normal(len(self.params[i]))
+            )
         weights = program.settings
         for number, group in enumerate(program.model_groups):
             finite = isinstance(group.family, Finite)  # members may have features of their own: average distributions
@@ -509,7 +533,9 @@ class _Compiler:
             moments = torch.where((mass > 0)[:, None], total / mass.clamp_min(1e-300)[:, None], everyone)
             moments = group.family.mean_statistic(moments) if finite else moments
             tiny = 1e-9 if isinstance(group.family, LinearGaussian) else 0.0  # real inputs may not span the space
-            theta[group.theta_index] = group.family.fit(moments, weights[group.ridge_slot] + tiny, theta[group.theta_index])
+            theta[group.theta_index] = group.family.fit(
+                moments, weights[group.ridge_slot] + tiny, theta[group.theta_index]
+            )
         for i, (_, model) in enumerate(self.models):
             if model.start is not None:
                 theta[program.span(i)] = spaces.tensor(model.start).reshape(-1)

@@ -225,7 +225,9 @@ def linearise(program: Program, theta: Tensor) -> Linearisation:
         consumer = program.model_groups[group.group]
         rows = consumer.theta_index[group.row]
         theta_i = theta[rows]
-        gradients.append(group.kernel.consumer.gradient(theta_i, program.source_moments(group, theta, program.settings)))
+        gradients.append(
+            group.kernel.consumer.gradient(theta_i, program.source_moments(group, theta, program.settings))
+        )
         if group.theta_index is None:
             continue
         moments = group.kernel.moments

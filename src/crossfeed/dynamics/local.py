@@ -23,7 +23,7 @@ from crossfeed.describe import schema
 from crossfeed.dynamics.growth import DENSE_LIMIT, growth
 from crossfeed.dynamics.linearise import Linearisation
 from crossfeed.dynamics.program import Program
-from crossfeed.dynamics.rounds import population_round
+from crossfeed.dynamics.rounds import cycle_length, population_round
 
 SHOWN_NAMES = 4
 
@@ -199,7 +199,8 @@ def observed_rate(
     """Factor per round at which a run on population data comes closer to Θ*, from its tail.
 
     Kind: empirical, of this one run. Least squares of log ‖Θ^t − Θ*‖ on t, over the part between 1e-3 and 1e-11 of the
-    start; where fewer than four rounds lie there, over the second half of all rounds above rounding error.
+    start; where fewer than four rounds lie there, over the second half of all rounds above rounding error. In cycles of
+    rounds, each round of the cycle has an intercept of its own.
 
     Args:
         program: Compiled ecosystem.
@@ -228,14 +229,21 @@ def observed_rate(
         tail = above[len(above) // 2 :] if len(above) > 3 else above
     if len(tail) < 2:
         return None, None
-    t, y = tail.astype(np.float64), np.log(error[tail])
-    centred = t - t.mean()
-    slope = float(centred @ y / (centred @ centred))
-    if len(tail) < 3:
+    phase = tail % cycle_length(update.order)  # rounds of a cycle differ: each has its own intercept
+    if np.bincount(phase).max() < 2:
+        phase = np.zeros_like(tail)
+    t, y = _within(tail.astype(np.float64), phase), _within(np.log(error[tail]), phase)
+    slope = float(t @ y / (t @ t))
+    free = len(tail) - len(np.unique(phase)) - 1
+    if free < 1:
         return math.exp(slope), None
-    residual = y - y.mean() - slope * centred
-    spread = math.sqrt(float(residual @ residual) / (len(tail) - 2) / float(centred @ centred))
-    return math.exp(slope), math.exp(slope) * spread
+    residual = y - slope * t
+    return math.exp(slope), math.exp(slope) * math.sqrt(float(residual @ residual) / free / float(t @ t))
+
+
+def _within(x: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Differences from the mean of the own group."""
+    return x - (np.bincount(group, x) / np.bincount(group).clip(1))[group]
 
 
 def deltas(history: Sequence[Tensor] | Tensor, program: Program) -> Tensor:

@@ -146,7 +146,9 @@ class Program:
             new_row = torch.full((len(group.members),), -1, dtype=torch.long)
             new_row[keep] = torch.arange(len(keep))
             groups.append(
-                ModelGroup(group.members[keep], group.family.take(keep), group.theta_index[keep], group.ridge_slot[keep])
+                ModelGroup(
+                    group.members[keep], group.family.take(keep), group.theta_index[keep], group.ridge_slot[keep]
+                )
             )
             for s in self.source_groups:
                 if s.group != number:

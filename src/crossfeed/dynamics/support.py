@@ -12,7 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def live_outcomes(brought: Sequence[np.ndarray | None], edges: Sequence[tuple[int, int]], default: np.ndarray) -> np.ndarray:
+def live_outcomes(
+    brought: Sequence[np.ndarray | None], edges: Sequence[tuple[int, int]], default: np.ndarray
+) -> np.ndarray:
     """(N, n) whether each model can give mass to each outcome.
 
     Args:

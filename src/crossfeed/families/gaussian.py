@@ -199,7 +199,9 @@ class VectorSource:
         self.matrix, self.shift, self.slots, self.seed = matrix, shift, slots, seed
         rewards = [r for stage in stages for r in (stage.reward, stage.other) if r is not None]
         fixed = isinstance(producer, GaussianMean) and all(r.fn is None and r.Q is None for r in rewards)
-        self._moves_along = bool(stages) and fixed  # linear rewards: the pick's law is that at mean 0, moved by the mean
+        self._moves_along = (
+            bool(stages) and fixed
+        )  # linear rewards: the pick's law is that at mean 0, moved by the mean
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def take(self, index: Tensor) -> VectorSource:
@@ -283,7 +285,12 @@ class VectorSource:
         noise = torch.from_numpy(rng.standard_normal((*shape, total, mean.shape[-1])))
         y = mean[..., None, :] + torch.einsum("...de,...ne->...nd", scale, noise)
         for number, stage in enumerate(self.stages):
-            y = _pick_samples(y, stage, {key: at[f"{number}.{key}"] for key in ("candidates", "temperature", "noise", "other_share")}, rng)
+            y = _pick_samples(
+                y,
+                stage,
+                {key: at[f"{number}.{key}"] for key in ("candidates", "temperature", "noise", "other_share")},
+                rng,
+            )
         if self.matrix is not None:
             y = torch.einsum("...de,...ne->...nd", self.matrix, y)
         return y if self.shift is None else y + self.shift[..., None, :]
@@ -316,12 +323,16 @@ class VectorSource:
 class VectorReal:
     """A stack of real sources: rows by their mean and covariance (E, d), (E, d, d); Gaussian unless ``rows`` are given."""
 
-    def __init__(self, consumer: GaussianMean | GaussianFull, mean: Tensor, cov: Tensor, rows: list[Tensor | None]) -> None:
+    def __init__(
+        self, consumer: GaussianMean | GaussianFull, mean: Tensor, cov: Tensor, rows: list[Tensor | None]
+    ) -> None:
         self.consumer, self.mean, self.cov, self.rows = consumer, mean, cov, rows
 
     def take(self, index: Tensor) -> VectorReal:
         """Sources at ``index``."""
-        return VectorReal(self.consumer.take(index), self.mean[index], self.cov[index], [self.rows[int(i)] for i in index])
+        return VectorReal(
+            self.consumer.take(index), self.mean[index], self.cov[index], [self.rows[int(i)] for i in index]
+        )
 
     def moments(self) -> Tensor:
         """(E, M)."""
@@ -344,7 +355,9 @@ class VectorReal:
         for e, rows in enumerate(self.rows):
             if rows is not None:
                 p = np.full(len(rows), 1 / len(rows))
-                drawn = rng.multinomial(counts[..., e].numpy().astype(np.int64), p) / np.maximum(counts[..., e : e + 1].numpy(), 1)
+                drawn = rng.multinomial(counts[..., e].numpy().astype(np.int64), p) / np.maximum(
+                    counts[..., e : e + 1].numpy(), 1
+                )
                 out[..., e, :] = torch.from_numpy(drawn) @ self.consumer.statistic(rows[None])[0]
         return out
 
@@ -398,7 +411,10 @@ def _moments_cov(consumer: GaussianMean | GaussianFull, mean: Tensor, cov: Tenso
     first = (mixed + mixed.transpose(-1, -2)).flatten(-2)
     cc = torch.einsum("...ik,...jl->...ijkl", cov, cov) + torch.einsum("...il,...jk->...ijkl", cov, cov)
     m2 = mean[..., :, None] * mean[..., None, :]
-    parts = [torch.einsum(f"...{a},...{b}->...ijkl", m2, cov) for a, b in (("ik", "jl"), ("il", "jk"), ("jk", "il"), ("jl", "ik"))]
+    parts = [
+        torch.einsum(f"...{a},...{b}->...ijkl", m2, cov)
+        for a, b in (("ik", "jl"), ("il", "jk"), ("jk", "il"), ("jl", "ik"))
+    ]
     second = (cc + sum(parts)).reshape(*mean.shape[:-1], d * d, d * d)
     return torch.cat([torch.cat([cov, first], -1), torch.cat([first.transpose(-1, -2), second], -1)], -2)
 
@@ -433,7 +449,9 @@ def whole_candidates(k: Tensor) -> int:
     """The one K of a batch of sources whose candidates are drawn."""
     first = float(k.reshape(-1)[0])
     if not bool(torch.isfinite(k).all()):
-        raise NotAvailableError("finite samples from K = inf on continuous outcomes: no candidates can be drawn; use a finite K")
+        raise NotAvailableError(
+            "finite samples from K = inf on continuous outcomes: no candidates can be drawn; use a finite K"
+        )
     if not bool((k == first).all()):
         raise NotAvailableError("finite samples with different K in one batch: run them one by one")
     if first != int(first):
@@ -442,7 +460,11 @@ def whole_candidates(k: Tensor) -> int:
 
 
 def _pick_samples(
-    y: Tensor, stage: Stage, at: dict[str, Tensor], rng: np.random.Generator, more: tuple[Tensor | None, Tensor | None] = (None, None)
+    y: Tensor,
+    stage: Stage,
+    at: dict[str, Tensor],
+    rng: np.random.Generator,
+    more: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Tensor:
     """Groups of K consecutive candidates (..., n·K, d) to picks (..., n, d); ``more`` adds to the rewards (..., n·K)."""
     k = int(at["candidates"].reshape(-1)[0])

@@ -172,6 +172,7 @@ class LinearSource:
 
     def _conditioned(self, x: Tensor) -> list[Stage]:
         """Rewards as functions of y at inputs x (..., E, m, inputs)."""
+
         def given(reward: VectorReward | None, cross: Tensor | None) -> VectorReward | None:
             if reward is None:
                 return None
@@ -201,9 +202,7 @@ class LinearSource:
             centre = torch.zeros_like(mean[..., :1, :]) if flat else mean  # a linear reward moves every answer alike
             shape = torch.broadcast_shapes(centre.shape[:-1], cov.shape[:-2])
             U = None if self.U is None else _all_directions(stages, mean.shape[-1])
-            picked, cov = gaussian_pick(
-                centre.expand(*shape, -1), cov.expand(*shape, -1, -1), stages, at, U, self.seed
-            )
+            picked, cov = gaussian_pick(centre.expand(*shape, -1), cov.expand(*shape, -1, -1), stages, at, U, self.seed)
             mean = mean + (picked - centre)
         if self.matrix is not None:
             mean = torch.einsum("eop,...emp->...emo", self.matrix, mean)
@@ -276,7 +275,11 @@ class LinearReal:
         for e in range(size):
             at = torch.from_numpy(rng.choice(m, size=(*batch, num), p=self.inputs.weights[e].numpy()))
             noise = torch.from_numpy(rng.standard_normal((*batch, num, self.mean.shape[-1])))
-            scale = torch.linalg.cholesky_ex(self.cov[e])[0] if bool((self.cov[e] != 0).any()) else torch.zeros_like(self.cov[e])
+            scale = (
+                torch.linalg.cholesky_ex(self.cov[e])[0]
+                if bool((self.cov[e] != 0).any())
+                else torch.zeros_like(self.cov[e])
+            )
             y = self.mean[e][at] + torch.einsum("...mde,...me->...md", scale.expand(m, -1, -1)[at], noise)
             out.append(torch.cat([self.inputs.nodes[e][at], y], -1))
         return torch.stack(out, -3)

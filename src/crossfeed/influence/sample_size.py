@@ -95,9 +95,12 @@ class SignTest:
         n = max(1, math.ceil(root**2 * (1 - 1e-12)))
         if n > LARGEST_N:
             return SmallestN(None, f"{pair} is {value:.3g}, too weak to be seen with {LARGEST_N:.0e} samples a round")
-        notes = [f"difference {sign * (a + b / n):.3g} ± {c / math.sqrt(n):.2g}"]
-        if abs(b) / n > a:
-            notes.append("the shift by finite samples is larger than the difference itself, so n is a rough figure")
+        beyond = math.ceil(abs(b) / a) if math.isfinite(b) else n
+        notes = []
+        if beyond > n:  # a term in 1/n that exceeds the difference itself is not to be trusted
+            n = min(beyond, LARGEST_N)
+            notes.append("fewer might do: from here on the shift by finite samples is smaller than the difference itself")
+        notes = [f"difference {sign * (a + b / n):.3g} ± {c / math.sqrt(n):.2g}", *notes]
         notes += sorted({note for theory in self.theories for note in theory.notes(n)})
         return SmallestN(n, "; ".join(notes))
 

@@ -81,7 +81,7 @@ def chart(numbers: Numbers, scheme: Scheme = "light") -> Any:
     """The figure as an Altair chart, to display or change."""
     import altair as alt
 
-    return alt.Chart.from_dict(vega_lite(numbers, scheme))
+    return alt.VConcatChart.from_dict(vega_lite(numbers, scheme))
 
 
 def save(numbers: Numbers, path: Path, scheme: Scheme = "light") -> Path:
