@@ -12,6 +12,7 @@ from crossfeed.influence.matrix import influence
 from crossfeed.influence.threshold import Mover, threshold
 
 FOLDER = Path(__file__).parents[1] / "examples" / "cifar10"
+WEIGHTS = ((1, 0), (1, 1), (2, 1), (4, 1), (10, 1))
 PAPER = {  # (J_p, J_q) before and after, read off the paper's figure 6
     "A1": (0.65, 0.93, -0.06, -0.08),
     "A2": (0.35, 0.64, -0.03, -0.055),
@@ -24,16 +25,16 @@ PAPER = {  # (J_p, J_q) before and after, read off the paper's figure 6
 
 def weighted(name: str, band: float, realism: float) -> Ecosystem:
     eco = load(FOLDER / f"{name}.yaml")
-    rewards = {
-        k: r.model_copy(update={"band_weight": band, "realism_weight": realism}) for k, r in eco.rewards.items()
-    }
+    rewards = {k: r.model_copy(update={"band_weight": band, "realism_weight": realism}) for k, r in eco.rewards.items()}
     return eco.model_copy(update={"rewards": rewards})
 
 
 def main() -> None:
-    print("| weights | setting | I_pp | isolated | verdict p | I_qp | verdict q | J_p .5 → .6 | J_q .5 → .6 | flips for p at p's cross share |")
+    print(
+        "| weights | setting | I_pp | isolated | verdict p | I_qp | verdict q | J_p .5 → .6 | J_q .5 → .6 | flips for p at cross share |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for band, realism in ((1, 0), (1, 1), (2, 1), (4, 1), (10, 1)):
+    for band, realism in WEIGHTS:
         for name in PAPER:
             eco = weighted(name, band, realism)
             program = compile_ecosystem(eco)

@@ -38,7 +38,9 @@ def gaussian(num_models: int, dim: int = 16, producers: int = 5, seed: int = 0) 
     )
 
 
-def log_linear(num_models: int, features: int = 16, outcomes: int = 200, producers: int = 5, seed: int = 0) -> s.Ecosystem:
+def log_linear(
+    num_models: int, features: int = 16, outcomes: int = 200, producers: int = 5, seed: int = 0
+) -> s.Ecosystem:
     """Log-linear models on one outcome set: .3 real data and five sources that people picked from K = 4, one of them raw."""
     rng = np.random.default_rng(seed)
     names = [f"m{i}" for i in range(num_models)]

@@ -133,6 +133,7 @@ def by_library(c: Constants, job: Job, seed: int = 0) -> np.ndarray:
 
 # --- one run at a time ---------------------------------------------------------------------------------------------------
 
+
 def every_sample(c: Constants, A: np.ndarray, ratio: float, n: int, seed: int) -> tuple[float, float]:
     """One run that draws the n samples of each model and round."""
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Constants and spectra behind the certificates: every bound against brute force, every spectrum against its dense matrix."""
+"""Constants and spectra behind the certificates: bounds against brute force, spectra against dense matrices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from ecosystems import random_ecosystem
+from scipy.sparse.linalg import ArpackNoConvergence
 from torch import Tensor
 
 from crossfeed.describe import schema as s
@@ -25,16 +25,21 @@ from crossfeed.dynamics.rounds import population_round, round_map, update_block
 from crossfeed.dynamics.stable import solve
 from crossfeed.errors import NotStableError, SettingError
 from crossfeed.families.picks import best_of, num_nodes, plackett_luce, tilt
+from ecosystems import random_ecosystem
 
 FAST: dict[str, Any] = {"rewards": ("linear",), "num_feeds": (1, 3), "candidates": (2, 4, math.inf)}
-CERTIFIED = [
+CERTIFIED: list[tuple[str, int, dict[str, Any]]] = [
     *(("categorical", seed, {"ridge": 0.0, "sampling": False}) for seed in range(5)),
     ("categorical", 5, {"ridge": (0.3, 2.0), "sampling": False}),
     *(("loglinear", seed, {"ridge": 1.0}) for seed in range(5)),
     *(("mixed_finite", seed, {"ridge": 0.7}) for seed in range(4)),
     *(("gaussian_mean", seed, FAST) for seed in range(4)),
     ("gaussian_mean", 4, FAST | {"rewards": ("quadratic",), "stages": 1, "num_feeds": (1, 1)}),
-    ("gaussian_mean", 11, FAST | {"rewards": ("quadratic",), "stages": 1, "candidates": (math.inf,), "full_rank": True}),
+    (
+        "gaussian_mean",
+        11,
+        FAST | {"rewards": ("quadratic",), "stages": 1, "candidates": (math.inf,), "full_rank": True},
+    ),
     *(("linear_gaussian", seed, FAST | {"stages": 1}) for seed in range(3)),
 ]
 
@@ -106,7 +111,7 @@ def test_an_adversary_cannot_break_the_bound_on_gradients(seed: int) -> None:
         limit = found.gaps(program, a, b) @ bound.T
         ratio = size / limit.clamp_min(1e-9)
         best = max(best, float(ratio.detach().max()))
-        (-ratio.amax(-1).sum()).backward()  # type: ignore[no-untyped-call]
+        (-ratio.amax(-1).sum()).backward()
         climber.step()
     assert 0.2 < best <= 1 + 1e-9
 
@@ -118,9 +123,7 @@ def test_pick_factor_bounds_total_variation_and_is_reached(kind: str, seed: int)
     reward = torch.from_numpy(rng.standard_normal(5) * (0.5 + 0.2 * seed))
     k = torch.tensor(float(rng.integers(2, 9)) + (0.5 if seed == 3 else 0.0), dtype=torch.float64)
     reach = float(reward.max() - reward.min())
-    factor = pick_factor(
-        math.inf if kind == "tilt" else float(k), math.inf if kind == "best" else reach
-    )
+    factor = pick_factor(math.inf if kind == "tilt" else float(k), math.inf if kind == "best" else reach)
 
     def picked(p: Tensor) -> Tensor:
         if kind == "tilt":
@@ -141,7 +144,7 @@ def test_pick_factor_bounds_total_variation_and_is_reached(kind: str, seed: int)
 def vectors(*, weight: float = 0.5, ridge: float = 0.0, **source: Any) -> s.Ecosystem:
     """One Gaussian mean that eats its own outputs."""
     picked = source.pop("kind", "raw") == "curated"
-    own = {"producer": "p", "weight": weight} | source
+    own: dict[str, Any] = {"producer": "p", "weight": weight} | source
     return s.Ecosystem(
         space=s.Vectors(dim=2),
         data={"web": s.MomentsData(mean=np.zeros(2), cov=np.eye(2))},
@@ -252,7 +255,9 @@ def test_says_why_it_is_not_available(family: str, options: dict[str, Any], reas
 def test_says_what_has_no_bound() -> None:
     second = vectors(kind="curated", candidates=3, then=s.Pick(curator="near"))
     found = global_certificate(second, compile_ecosystem(second))
-    assert found.reason.startswith("p: source 'curated_p': no bound is known for a quadratic reward after another stage")
+    assert found.reason.startswith(
+        "p: source 'curated_p': no bound is known for a quadratic reward after another stage"
+    )
     hot = random_ecosystem("categorical", 1, 0, ridge=0.0, kinds=("raw",), num_feeds=(1, 1), sampling=False)
     source = hot.models["m0"].sources[-1].model_copy(update={"sampling_temperature": 1.2})
     model = hot.models["m0"].model_copy(update={"sources": [*hot.models["m0"].sources[:-1], source]})
@@ -369,7 +374,9 @@ def random_jacobian(size: int, seed: int) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array(0.3 * matrix)
 
 
-@pytest.mark.parametrize("order", [s.Simultaneous(), s.Sequential(), s.Cycle(rounds=[[["m0"], ["m2", "m1"]], [["m1"]]])])
+@pytest.mark.parametrize(
+    "order", [s.Simultaneous(), s.Sequential(), s.Cycle(rounds=[[["m0"], ["m2", "m1"]], [["m1"]]])]
+)
 @pytest.mark.parametrize("seed", range(3))
 def test_arnoldi_agrees_with_dense_eigenvalues(order: s.Order, seed: int) -> None:
     matrix, names = random_jacobian(150, seed), ["m0", "m1", "m2"]
@@ -385,7 +392,7 @@ def test_arnoldi_agrees_with_dense_eigenvalues(order: s.Order, seed: int) -> Non
 
 def test_without_convergence_it_is_an_estimate_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: Any, **__: Any) -> None:
-        raise growth_module.ArpackNoConvergence("%d", np.zeros(0), np.zeros((0, 0)))
+        raise ArpackNoConvergence("%d", np.zeros(0), np.zeros((0, 0)))
 
     matrix, block = random_jacobian(150, 1), [np.arange(150)]
     exact = growth(matrix, s.Simultaneous(), ["p"], block)

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from ecosystems import FAMILIES, random_ecosystem
 from slow import ECOSYSTEMS
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from crossfeed.dynamics.program import Program
 from crossfeed.dynamics.rounds import population_round, round_map
 from crossfeed.dynamics.stable import solve
 from crossfeed.errors import NotStableError
+from ecosystems import FAMILIES, random_ecosystem
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -37,7 +37,7 @@ def dense(program: Program, theta: Tensor) -> Tensor:
 
 @every_family
 @pytest.mark.parametrize("seed", [0, 1])
-def test_D_is_the_jacobian_of_F_in_blocks_and_in_products(family: str, seed: int) -> None:
+def test_blocks_and_products_are_the_jacobian_of_the_gradient(family: str, seed: int) -> None:
     program = compile_ecosystem(random_ecosystem(family, 4, seed))
     theta = somewhere(program, seed)
     lin, want = linearise(program, theta), dense(program, theta)
@@ -48,7 +48,7 @@ def test_D_is_the_jacobian_of_F_in_blocks_and_in_products(family: str, seed: int
 
 
 @pytest.mark.parametrize("kind", list(ECOSYSTEMS))
-def test_D_is_a_central_difference_of_F(kind: str) -> None:
+def test_blocks_are_a_central_difference_of_the_gradient(kind: str) -> None:
     program = compile_ecosystem(ECOSYSTEMS[kind]())
     theta, h = somewhere(program, 2), 1e-5
     eye = h * torch.eye(program.num_params, dtype=torch.float64)
@@ -59,7 +59,7 @@ def test_D_is_a_central_difference_of_F(kind: str) -> None:
 
 
 @every_family
-def test_mean_gradients_add_up_to_F(family: str) -> None:
+def test_mean_gradients_add_up_to_the_gradient(family: str) -> None:
     program = compile_ecosystem(random_ecosystem(family, 3, 2))
     theta = somewhere(program, 3)
     lin = linearise(program, theta)
@@ -204,7 +204,7 @@ def copies(weight: float) -> Program:
 
 
 @pytest.mark.parametrize("limit", [3000, 0], ids=["direct", "iterative"])
-def test_a_singular_D_gives_no_solution(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_singular_system_gives_no_solution(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that only copies itself stands still everywhere: D = 0."""
     monkeypatch.setattr(module, "DIRECT_LIMIT", limit)
     program = copies(1.0)

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from ecosystems import FAMILIES, random_ecosystem
 from torch import Tensor
 
 from crossfeed.describe import schema as s
@@ -16,6 +15,7 @@ from crossfeed.dynamics.program import Program
 from crossfeed.dynamics.rounds import round_map
 from crossfeed.dynamics.stable import StablePoint, anderson, distinct_points, newton, plain, solve
 from crossfeed.errors import NotStableError
+from ecosystems import FAMILIES, random_ecosystem
 
 
 def residual(program: Program, theta: Tensor) -> float:
@@ -98,7 +98,7 @@ def test_outputs_that_are_stretched_diverge(family: s.Family) -> None:
     point = plain(loop(1.2, family=family, start=None), torch.ones(loop(1.2, family=family).num_params).double())
     assert point.result == "diverged"
     with pytest.raises(
-        NotStableError, match="no stable point: the plain solver ended 'diverged'.*Add real data or a ridge"
+        NotStableError, match=r"no stable point: the plain solver ended 'diverged'.*Add real data or a ridge"
     ):
         point.require()
 

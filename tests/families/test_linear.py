@@ -188,7 +188,7 @@ def test_inputs_that_do_not_span_their_space_are_refused_with_a_remedy() -> None
         },
     )
     compiled = compile_ecosystem(eco)
-    with pytest.raises(NotAvailableError, match="do not span their space.*ridge"):
+    with pytest.raises(NotAvailableError, match=r"do not span their space.*ridge"):
         compiled.retrain(compiled.start, compiled.moments(compiled.start))
     eco = eco.model_copy(update={"models": {"p": eco.models["p"].model_copy(update={"ridge": 1e-3})}})
     compiled = compile_ecosystem(eco)

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from ecosystems import random_ecosystem
 
 from crossfeed.dynamics.compile import compile_ecosystem
 from crossfeed.dynamics.stable import solve
@@ -20,6 +19,7 @@ from crossfeed.influence.direction import (
     sine_bounds,
 )
 from crossfeed.influence.matrix import Influence, influence
+from ecosystems import random_ecosystem
 
 
 def accretive(dim: int, seed: int, skew: float) -> torch.Tensor:

@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ecosystems import random_ecosystem
 
 from crossfeed.dynamics.compile import compile_ecosystem
 from crossfeed.dynamics.stable import solve
 from crossfeed.influence.edges import edge_effects, walks
 from crossfeed.influence.matrix import Influence, influence
+from ecosystems import random_ecosystem
 
 
 def found_for(family: str, num_models: int, seed: int) -> Influence:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ecosystems import FAMILIES, random_ecosystem
 
 from crossfeed.describe import schema, settings
 from crossfeed.dynamics.compile import compile_ecosystem
@@ -14,6 +13,7 @@ from crossfeed.dynamics.stable import solve
 from crossfeed.errors import NotStableError
 from crossfeed.influence.matrix import Influence, influence, setting_response
 from crossfeed.influence.threshold import with_settings_of
+from ecosystems import FAMILIES, random_ecosystem
 
 
 def solved(eco: schema.Ecosystem) -> tuple[Program, Influence]:
@@ -37,7 +37,11 @@ def central(eco: schema.Ecosystem, found: Influence, path: str, step: float = 2e
 
 CASES = [(family, n) for family in FAMILIES for n in (1, 2, 3, 4, 5, 6)]
 # two-dimensional quadrature under every re-solve: minutes, not seconds
-LONG = {("gaussian", n) for n in (4, 5, 6)} | {("mixed_vectors", n) for n in (5, 6)} | {(f, n) for f in FAMILIES for n in (4, 5)}
+LONG = (
+    {("gaussian", n) for n in (4, 5, 6)}
+    | {("mixed_vectors", n) for n in (5, 6)}
+    | {(f, n) for f in FAMILIES for n in (4, 5)}
+)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +58,9 @@ def test_influence_equals_central_differences(family: str, num_models: int) -> N
         np.testing.assert_allclose(found.by_evaluation[:, i], truth, rtol=1e-6, atol=1e-7 * scale + 1e-14)
 
 
-@pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.slow] if f == "gaussian" else []) for f in FAMILIES])
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=[pytest.mark.slow] if f == "gaussian" else []) for f in FAMILIES]
+)
 def test_every_setting_equals_central_differences(family: str) -> None:
     eco = random_ecosystem(family, 3, seed=5, curation=True)
     program, found = solved(eco)
@@ -64,10 +70,18 @@ def test_every_setting_equals_central_differences(family: str) -> None:
         kind = path.rsplit(".", 1)[-1]
         step = 2e-4 * max(1.0, value)
         inside = value - 2 * step > {"candidates": 1.0}.get(kind, 0.0) and value + 2 * step < {
-            "candidates": np.inf, "temperature": np.inf, "sampling_temperature": np.inf, "ridge": np.inf}.get(kind, 1.0)
+            "candidates": np.inf,
+            "temperature": np.inf,
+            "sampling_temperature": np.inf,
+            "ridge": np.inf,
+        }.get(kind, 1.0)
         if not inside or (kind == "candidates" and not np.isfinite(value)):
             continue
-        if kind in ("candidates", "sampling_temperature") and family not in ("categorical", "loglinear", "mixed_finite"):
+        if kind in ("candidates", "sampling_temperature") and family not in (
+            "categorical",
+            "loglinear",
+            "mixed_finite",
+        ):
             continue
         response = setting_response(eco, found, path)
         predicted = (program.alignment_gradient(found.theta) @ response).numpy()
@@ -100,7 +114,9 @@ def test_adjoint_gives_the_same_as_forward_for_every_weight() -> None:
     for path in program.slots:
         if path.endswith(".weight"):
             forward = found.lin.solve(-found.lin.setting_gradient(path)[:, None]).value[:, 0]
-            torch.testing.assert_close(found.of(path), program.alignment_gradient(found.theta) @ forward, rtol=1e-8, atol=1e-10)
+            torch.testing.assert_close(
+                found.of(path), program.alignment_gradient(found.theta) @ forward, rtol=1e-8, atol=1e-10
+            )
 
 
 def test_two_models_blocks_are_the_papers_schur_complements() -> None:
@@ -112,7 +128,13 @@ def test_two_models_blocks_are_the_papers_schur_complements() -> None:
     torch.testing.assert_close(found.sensitivity(0), S, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(found.cross(1, 0), -torch.linalg.solve(D[q, q], D[q, p]), rtol=1e-8, atol=1e-10)
     m = found.push[p, 0] * (1 - found.ratios[0])
-    theorem = program.alignment_gradient(found.theta)[program.primary[1], q] @ found.cross(1, 0) @ S @ m / (1 - found.ratios[0])
+    theorem = (
+        program.alignment_gradient(found.theta)[program.primary[1], q]
+        @ found.cross(1, 0)
+        @ S
+        @ m
+        / (1 - found.ratios[0])
+    )
     torch.testing.assert_close(found.matrix[1, 0], theorem, rtol=1e-8, atol=1e-10)
 
 
@@ -140,5 +162,5 @@ def test_a_singular_point_is_refused() -> None:
         },
     )
     program = compile_ecosystem(eco)
-    with pytest.raises(NotStableError, match="not hyperbolic|singular"):
+    with pytest.raises(NotStableError, match=r"not hyperbolic|singular"):
         influence(eco, program, program.start)

@@ -5,16 +5,18 @@ import re
 from pathlib import Path
 
 import pytest
-from ecosystems import random_ecosystem
 
 import crossfeed as cf
 from crossfeed.errors import DataError
 from crossfeed.report.audit import digest
+from ecosystems import random_ecosystem
 
 
 @pytest.fixture(scope="module")
 def audited() -> cf.Audit:
-    return cf.audit(cf.load(Path(__file__).parents[2] / "examples" / "two_models.yaml"), command="crossfeed audit two_models.yaml")
+    return cf.audit(
+        cf.load(Path(__file__).parents[2] / "examples" / "two_models.yaml"), command="crossfeed audit two_models.yaml"
+    )
 
 
 def test_every_field_is_documented(audited: cf.Audit) -> None:

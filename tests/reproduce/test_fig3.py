@@ -75,7 +75,6 @@ def test_figure_has_eight_panels_and_no_stray_tokens(small, tmp_path):
     heads = {"svg": b"<svg", "pdf": b"%PDF", "png": b"\x89PNG"}
     for ending, head in heads.items():
         assert figure.save(small, tmp_path / f"a.{ending}").read_bytes().startswith(head)
-    assert figure.chart(small).to_dict()["vconcat"]
 
 
 def test_page_is_complete_in_itself(small):
@@ -105,3 +104,5 @@ def test_full_run(tmp_path):
         1, abs=4 / np.sqrt(2 * 39 * 54) + 0.02
     )
     assert len(result["summary"]) == 5
+    rows = figure.chart(found).to_dict()["vconcat"]
+    assert [len(row["hconcat"]) for row in rows[:2]] == [4, 4]

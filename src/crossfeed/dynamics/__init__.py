@@ -1,0 +1,1 @@
+"""The compiled ecosystem, retraining rounds, stable points, certificates, runs and sweeps."""

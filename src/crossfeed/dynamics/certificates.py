@@ -4,11 +4,11 @@ L_i(·; Θ) is γ_i-strongly convex and θ_j ↦ ∇₁L_i(θ; Θ) is Λ_ij-Lips
 
     γ_i ‖a − b‖² ≤ ⟨∇₁L_i(b; Θ′) − ∇₁L_i(b; Θ), a − b⟩   ⇒   ‖T_i(Θ) − T_i(Θ′)‖ ≤ Σ_j M_ij ‖θ_j − θ′_j‖
 
-with M_ij = Λ_ij/γ_i. ρ(M) < 1 for this nonnegative matrix makes T a contraction in a weighted max norm: one stable point, and simultaneous,
-every sequential and totally asynchronous updates converge to it. Simultaneous errors shrink by ρ(M) a round, sequential
-ones by ρ((I − L)⁻¹U) ≤ ρ(M), L the strictly lower part of M in update order. k gradient steps of size η ≤ 2/(γ_i +
-smoothness_i) replace M by C + (I − C)M, C = diag((1 − ηγ_i)^k), which is below 1 exactly when ρ(M) is. Where Λ and γ
-come from is in :mod:`crossfeed.dynamics.lipschitz`; Perdomo's ε_ij is Λ_ij/β_i.
+with M_ij = Λ_ij/γ_i. ρ(M) < 1 for this nonnegative matrix makes T a contraction in a weighted max norm: one stable
+point, and simultaneous, every sequential and totally asynchronous updates converge to it. Simultaneous errors shrink by
+ρ(M) a round, sequential ones by ρ((I − L)⁻¹U) ≤ ρ(M) < 1, L the strictly lower part of M in update order. k gradient
+steps of size η ≤ 2/(γ_i + smoothness_i) replace M by C + (I − C)M, C = diag((1 − ηγ_i)^k), which is below 1 exactly
+when ρ(M) is. Where Λ and γ come from is in :mod:`crossfeed.dynamics.lipschitz`; Perdomo's ε_ij is Λ_ij/β_i.
 
 References: Bertsekas and Tsitsiklis 1989, chapter 6 (asynchronous contractions); Varga, Matrix Iterative Analysis
 (Stein–Rosenberg); Perdomo et al. 2020 (one model); Zhang, Wei and Zhang 2026, Theorem 3.6 (two models). More than two

@@ -67,7 +67,7 @@ class _Compiler:
             self.cache[key] = make()
         return self.cache[key]
 
-    # --- models ------------------------------------------------------------------------------------------------------
+    # --- models ----------------------------------------------------------------------------------------------------
 
     def live_outcomes(self) -> np.ndarray:
         """(N, n) outcomes that each model can have; all but for categorical models that lack real data for some."""
@@ -124,7 +124,7 @@ class _Compiler:
             names = tuple(family.features)
             found: Tensor = self.cached(
                 ("features", names),
-                lambda: spaces.tensor(images.features(self.outcomes.images, names).values),  # type: ignore[union-attr]
+                lambda: spaces.tensor(images.features(self.outcomes.images, names).values),
             )
             return found
         key = ("features", family.features.tobytes())
@@ -191,7 +191,7 @@ class _Compiler:
         program.start.copy_(self.start(program))
         return program
 
-    # --- sources -----------------------------------------------------------------------------------------------------
+    # --- sources ---------------------------------------------------------------------------------------------------
 
     def sources(self) -> tuple[list[SourceInfo], list[SourceGroup]]:
         infos: list[SourceInfo] = []
@@ -297,13 +297,13 @@ class _Compiler:
         producers = [self.index[s.producer] for s in sources]
         picks = [[_stages(s)[number][1] for s in sources] for number in range(depth)]
         if self.outcomes is not None:
-            stages = []
+            tables: list[Any] = []
             for level in picks:
                 table = torch.stack([self.table(self.curator(j, p)) for j, p in zip(producers, level, strict=True)])
                 others = [p.other_curator for p in level]
                 other = torch.stack([self.table(o) for o in others if o]) if all(others) else None
-                stages.append((stage_kind(level[0]), table, other))
-            return FiniteSource(made, consumer, stages, slots)
+                tables.append((stage_kind(level[0]), table, other))
+            return FiniteSource(made, consumer, tables, slots)
         dim = self.outcome_dim()
         stages = [
             Stage(
@@ -341,7 +341,10 @@ class _Compiler:
             p = [self.cached(("data", s.data), lambda s=s: self.real_distribution(s.data)) for s in sources]
             return FiniteReal(consumer, torch.stack(p))
         if isinstance(self.eco.space, schema.Vectors):
-            dim, means, covs, rows = self.eco.space.dim, [], [], []
+            dim = self.eco.space.dim
+            means: list[Tensor] = []
+            covs: list[Tensor] = []
+            rows: list[Tensor | None] = []
             for d in data:
                 if isinstance(d, schema.MomentsData):
                     means.append(spaces.tensor(d.mean).expand(dim))
@@ -393,7 +396,7 @@ class _Compiler:
             weights = torch.from_numpy(np.bincount(rows.astype(np.int64), minlength=self.outcomes.size)).double()
         return weights / weights.sum()
 
-    # --- rewards and domains -------------------------------------------------------------------------------------------
+    # --- rewards and domains ---------------------------------------------------------------------------------------
 
     def table(self, name: str) -> Tensor:
         found: Tensor = self.cached(("table", name), lambda: spaces.reward_table(self.eco, name, self.outcomes))  # type: ignore[arg-type]
@@ -404,7 +407,7 @@ class _Compiler:
         return space.dim if isinstance(space, schema.Vectors) else space.outputs  # type: ignore[union-attr]
 
     def polynomial(self, name: str, dim: int) -> tuple[Tensor, Tensor | None, float]:
-        """g (dim,), Q (dim, dim) or None, and the constant; for a reward on y alone in regression, padded in front by x."""
+        """Vector g (dim,), Q (dim, dim) or None, and constant; in regression rewards on y alone are padded in front."""
         reward = self.eco.rewards[name]
         if isinstance(reward, schema.CallableReward):
             return torch.zeros(dim, dtype=torch.float64), None, 0.0
@@ -468,7 +471,7 @@ class _Compiler:
         found: Inputs = self.cached(("domain", name), lambda: spaces.inputs_of(self.eco.domains[name], dim))
         return found
 
-    # --- alignment and start ---------------------------------------------------------------------------------------------
+    # --- alignment and start ---------------------------------------------------------------------------------------
 
     def evaluations(self) -> tuple[list[EvaluationInfo], list[AlignmentGroup], list[int]]:
         infos: list[EvaluationInfo] = []
@@ -509,7 +512,7 @@ class _Compiler:
         return LinearAlignment(family, spaces.stack_inputs([self.inputs(str(d)) for d in domains]), g, Q, constant, fn)
 
     def start(self, program: Program) -> Tensor:
-        """Given parameters, else those fitted to the model's real data, else to the average of all real data, else near zero."""
+        """Given parameters, else those fitted to the model's real data, else to all real data, else near zero."""
         theta = torch.zeros(program.num_params, dtype=torch.float64)
         seeds = np.random.SeedSequence(self.eco.seed).spawn(program.num_models)
         for i, seed in enumerate(seeds):

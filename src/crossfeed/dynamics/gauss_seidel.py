@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import scipy.sparse
@@ -55,7 +56,7 @@ def gauss_seidel(
                 gap = torch.addmm(B[row.span], row.coupling, X[row.others], alpha=-1)
                 torch.mm(row.inverse, gap, out=X[row.span])
         done += sweeps
-        left = B - torch.from_numpy(matrix @ X.numpy())
+        left = torch.from_numpy(matrix @ X.numpy()).sub_(B)
         previous, residual = residual, float((left.norm(dim=0) / size).max())
         if residual <= tolerance:
             return LinearSolution(X, "converged", residual, done)
@@ -69,7 +70,7 @@ def gauss_seidel(
 
 def block_rows(matrix: scipy.sparse.csr_array, offsets: Sequence[int]) -> list[BlockRow]:
     """The rows of A by blocks that begin at ``offsets`` (N + 1,); diagonal blocks must be invertible."""
-    return [_block_row(matrix, a, b) for a, b in zip(offsets, offsets[1:], strict=False) if b > a]
+    return [_block_row(matrix, a, b) for a, b in pairwise(offsets) if b > a]
 
 
 def _block_row(matrix: scipy.sparse.csr_array, begin: int, end: int) -> BlockRow:

@@ -2,9 +2,9 @@ r"""The ecosystem linearised at a point: D = ∂F/∂Θ in blocks, its products 
 
     D_ij = δ_ij H_i + B_ij,    H_i = ∇₁²L_i,    B_ij = Σ_s w_s ∂_{θ_j} E_{P_s}[∇ℓ_i]
 
-Only the blocks of edges that exist are kept. Products serve many vectors at once. Solves are direct while D is small; when it is
-not, block Gauss–Seidel for many right-hand sides at once, and for few, or where it does not converge, batched GMRES,
-preconditioned by the diagonal blocks.
+Only the blocks of edges that exist are kept. Products serve many vectors at once. Solves are direct while D is
+small; when it is not, block Gauss–Seidel for many right-hand sides at once, and for few, or where it does not
+converge, batched GMRES, preconditioned by the diagonal blocks.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Linearisation:
 
     def sparse(self, keep: Callable[[int], bool] | None = None) -> scipy.sparse.csr_array:
         """D as a SciPy matrix; with ``keep``, only the edges whose source index passes."""
-        data, row, col = [], [], []
+        data: list[np.ndarray] = []
+        row: list[np.ndarray] = []
+        col: list[np.ndarray] = []
         for group, h in zip(self.program.model_groups, self.curvature, strict=True):
             _append(data, row, col, h, group.theta_index, group.theta_index)
         for e in self.edges:
@@ -101,8 +103,8 @@ class Linearisation:
             if bool((failed != 0).any()):
                 model = self.program.names[int(group.members[int(failed.nonzero()[0, 0])])]
                 raise NotStableError(
-                    f"models.{model}: {name} is singular at this point, so that derivatives do not exist; some parameter is not "
-                    "determined by its training data: give it a ridge or real data, or drop collinear features"
+                    f"models.{model}: {name} is singular at this point, so that derivatives do not exist; some "
+                    "parameter is not determined by its training data: give it a ridge or real data, or drop collinear features"
                 )
             out.append(inverse)
         return out
@@ -134,13 +136,16 @@ class Linearisation:
             residual = float(torch.nan_to_num(gap, nan=torch.inf).max()) if gap.numel() else 0.0
             return LinearSolution(X, "converged" if residual < 1e-6 else "budget", residual, 1)
         many = B.shape[1] >= MANY
-        width = max(1, CHUNK_DOUBLES // (self.program.num_params * (5 if many else 40)))
-        parts = [(self._sweeps if many else self._krylov)(b, transpose, tolerance) for b in B.split(width, dim=1)]
-        X = torch.cat([p.value for p in parts], 1)
-        gap = (self.apply(X, transpose) - B).norm(dim=0) / B.norm(dim=0).clamp_min(1e-300)
-        residual = float(torch.nan_to_num(gap, nan=torch.inf).max())
-        ok = all(p.result == "converged" for p in parts) and residual < 1e-6
-        return LinearSolution(X, "converged" if ok else "budget", residual, sum(p.steps for p in parts))
+        width = max(1, CHUNK_DOUBLES // (self.program.num_params * (10 if many else 40)))
+        X, ok, residual, steps = torch.empty_like(B), True, 0.0, 0
+        matrix = self.matrix.T if transpose else self.matrix
+        for x, b in zip(X.split(width, dim=1), B.split(width, dim=1), strict=True):
+            part = (self._sweeps if many else self._krylov)(b, transpose, tolerance)
+            x.copy_(part.value)
+            gap = torch.from_numpy(matrix @ part.value.numpy()).sub_(b).norm(dim=0) / b.norm(dim=0).clamp_min(1e-300)
+            residual = max(residual, float(torch.nan_to_num(gap, nan=torch.inf).max()))
+            ok, steps = ok and part.result == "converged", steps + part.steps
+        return LinearSolution(X, "converged" if ok and residual < 1e-6 else "budget", residual, steps)
 
     def _krylov(self, B: Tensor, transpose: bool, tolerance: float) -> LinearSolution:
         right = self.precondition(B, transpose)
@@ -172,7 +177,9 @@ class Linearisation:
 
     def round_jacobian(self) -> scipy.sparse.csr_array:
         """G = I − H⁻¹D, the Jacobian of one simultaneous exact round."""
-        blocks, row, col = [], [], []
+        blocks: list[np.ndarray] = []
+        row: list[np.ndarray] = []
+        col: list[np.ndarray] = []
         inverse = self._inverses(self.curvature, "the curvature H")
         for e in self.edges:
             _append(blocks, row, col, -inverse[e.group.group][e.group.row] @ e.value, e.rows, e.cols)
@@ -186,17 +193,16 @@ class Linearisation:
         """(D,) ∂F/∂(one scalar setting) at fixed Θ; for a weight, the mean gradient of its source."""
         slot = self.program.slots[path]
         out = torch.zeros(self.program.num_params, dtype=self.theta.dtype)
-        for group in self.program.model_groups:
-            at = torch.nonzero(group.ridge_slot == slot)[:, 0]
-            for row in at.tolist():
-                out[group.theta_index[row]] += self.theta[group.theta_index[row]]
-        for number, group in enumerate(self.program.source_groups):
-            rows = self.program.model_groups[group.group].theta_index[group.row]
-            for e in torch.nonzero(group.weight_slot == slot)[:, 0].tolist():
+        for models in self.program.model_groups:
+            for row in torch.nonzero(models.ridge_slot == slot)[:, 0].tolist():
+                out[models.theta_index[row]] += self.theta[models.theta_index[row]]
+        for number, source in enumerate(self.program.source_groups):
+            rows = self.program.model_groups[source.group].theta_index[source.row]
+            for e in torch.nonzero(source.weight_slot == slot)[:, 0].tolist():
                 out[rows[e]] += self.mean_gradient[number][e]
-            slots = getattr(group.kernel, "slots", {})
+            slots = getattr(source.kernel, "slots", {})
             if any(bool((where == slot).any()) for where in slots.values()):
-                moved = self._through_setting(group, slot)
+                moved = self._through_setting(source, slot)
                 out.index_add_(0, rows.flatten(), moved.flatten())
         return out
 

@@ -23,11 +23,11 @@ that by
 
     c(K, R) = K / (1 + (K − 1) e^{−R}),    R = (max r − min r)/τ,
 
-**[ours]** (best of K: R = ∞, c = K; K = 1 or R = 0: c = 1; K = ∞: c = e^R), because moving mass from b to a moves the pick's distribution by at most K E[w_a/(w_a + Σ w_l)], w = e^{r/τ} ∈ [e^{−R},
-1], at any real K ≥ 1. Noise and several curators average the factors, stages multiply them. Right after an exponential
-family there are two better ones: tilting leaves an exponential family with the same φ (factor 1), and picks that look
-at K independent candidates in all cost at most √K, since the derivative is Cov(1[pick ∈ B], Σ_k s(y_k)) ≤ ½ √K sd(s)
-(Cauchy–Schwarz, whole K) **[ours]**.
+**[ours]** (best of K: R = ∞, c = K; K = 1 or R = 0: c = 1; K = ∞: c = e^R), because moving mass from b to a moves the
+pick's distribution by at most K E[w_a/(w_a + Σ w_l)], w = e^{r/τ} ∈ [e^{−R}, 1], at any real K ≥ 1. Noise and several
+curators average the factors, stages multiply them. Right after an exponential family there are two better ones: tilting
+leaves an exponential family with the same φ (factor 1), and picks that look at K independent candidates in all cost at
+most √K, since the derivative is Cov(1[pick ∈ B], Σ_k s(y_k)) ≤ ½ √K sd(s) (Cauchy–Schwarz, whole K) **[ours]**.
 
 *Categorical without ridge.* γ = 0 in θ, but retraining returns the mixture itself, q_i′ = Σ_s w_s P_s. In total
 variation, M_ij = Σ_s w_s · (TV(P_s) per unit): per TV(q_j) the factors c alone (sampling at T < 1: times n^{1/T−1}/T;
@@ -243,7 +243,7 @@ def pick_factor(candidates: float, spread: float) -> float:
 
 
 def _finite_factor(kernel: Any, at: dict[str, float], e: int, diameter: float | None) -> tuple[float | None, str]:
-    """Total variation of what a source delivers per unit of its producer's θ, or of its TV where ``diameter`` is None."""
+    """Total variation of what a source delivers per unit of the producer's θ, or of its TV where ``diameter`` is None."""
     warm = at["sampling_temperature"]
     exponential = diameter is not None
     factor = 1.0 if diameter is None else diameter / (4 * warm)
@@ -271,14 +271,10 @@ def _finite_factor(kernel: Any, at: dict[str, float], e: int, diameter: float | 
         exponential = False
     if diameter is not None and math.isfinite(drawn):
         factor = min(factor, first * math.sqrt(drawn))
-    return (
-        (factor, "")
-        if math.isfinite(factor)
-        else (None, "its picks have no finite bound: rewards far apart for τ")
-    )
+    return (factor, "") if math.isfinite(factor) else (None, "its picks have no finite bound: rewards far apart for τ")
 
 
-# --- vectors and answers ------------------------------------------------------------------------------------------------
+# --- vectors and answers ----------------------------------------------------------------------------------------------
 
 
 def _shift(kernel: Any, at: dict[str, float], e: int, cov: Tensor) -> tuple[float | None, bool, str]:

@@ -243,7 +243,8 @@ def observed_rate(
 
 def _within(x: np.ndarray, group: np.ndarray) -> np.ndarray:
     """Differences from the mean of the own group."""
-    return x - (np.bincount(group, x) / np.bincount(group).clip(1))[group]
+    centred: np.ndarray = x - (np.bincount(group, x) / np.bincount(group).clip(1))[group]
+    return centred
 
 
 def deltas(history: Sequence[Tensor] | Tensor, program: Program) -> Tensor:

@@ -1,8 +1,8 @@
 r"""The compiled ecosystem: pure functions of (parameters, settings) on flat, batched tensors.
 
-The joint parameters Θ are one vector (..., D), the scalar settings of the spec (weights, K, temperatures, shares, ridges) one
-vector (..., S); leading dimensions batch over seeds and settings. Models of one family and size are stacked, sources of one
-structure too, so the work a round does not grow with the number of Python objects.
+The joint parameters Θ are one vector (..., D), the scalar settings of the spec (weights, K, temperatures, shares,
+ridges) one vector (..., S); leading dimensions batch over seeds and settings. Models of one family and size are
+stacked, sources of one structure too, so the work a round does not grow with the number of Python objects.
 """
 
 from __future__ import annotations
@@ -198,7 +198,8 @@ class Program:
     def sampled_moments(
         self, theta: Tensor, num: int, rngs: Sequence[np.random.Generator], fixed: bool = False
     ) -> list[Tensor]:
-        """Mean statistic of ``num`` samples a model, drawn from the mixtures; one generator a source group plus one for counts.
+        """Mean statistic of ``num`` samples a model, drawn from the mixtures; one generator a source group plus one
+        for counts.
 
         Args:
             theta: (..., D).
@@ -231,7 +232,7 @@ class Program:
 
     @cached_property
     def _mixtures(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Source positions and weight slots, (models, sources) each, of the models here that have equally many sources."""
+        """Source positions and weight slots, (models, sources) each, of models with equally many sources."""
         by_consumer: dict[int, list[tuple[int, int]]] = {}
         for g in self.source_groups:
             for source, slot in zip(g.source.tolist(), g.weight_slot.tolist(), strict=True):
@@ -263,7 +264,7 @@ class Program:
             out[..., group.theta_index] = t
         return out
 
-    # --- what derivatives are made of --------------------------------------------------------------------------------
+    # --- what derivatives are made of ------------------------------------------------------------------------------
 
     def gradient(self, theta: Tensor, settings: Tensor | None = None, data: Tensor | None = None) -> Tensor:
         """F_i(Θ) = ∇₁L_i(θ_i; Θ), all models, (..., D); zero at a stable point.
@@ -295,7 +296,7 @@ class Program:
             out.append(h + ridge[..., None, None] * eye)
         return out
 
-    # --- alignment ------------------------------------------------------------------------------------------------------
+    # --- alignment ------------------------------------------------------------------------------------------
 
     def alignment(self, theta: Tensor) -> Tensor:
         """J of every evaluation, (..., V); ``[..., primary]`` are the models' alignments (..., N)."""

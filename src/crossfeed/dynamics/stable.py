@@ -1,17 +1,19 @@
 r"""Stable points: Θ* with T(Θ*) = Θ*, equivalently ∇₁L_i(θ*_i; Θ*) = 0 for every model.
 
-Three solvers, one answer object. Convergence is always measured on ‖T(Θ) − Θ‖ of the undamped simultaneous map, so that a
-damped or accelerated step cannot look converged.
+Three solvers, one answer object. Convergence is always measured on ‖T(Θ) − Θ‖ of the undamped simultaneous map, so
+that a damped or accelerated step cannot look converged.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from crossfeed.dynamics.linearise import linearise
 from crossfeed.dynamics.program import Program
@@ -49,8 +51,9 @@ class StablePoint:
         """
         if self.result != "converged":
             raise NotStableError(
-                f"no stable point: the {self.method} solver ended '{self.result}' after {self.steps} rounds with residual "
-                f"{self.residual:.2g}; derivatives exist at a stable point only. Add real data or a ridge, or start elsewhere"
+                f"no stable point: the {self.method} solver ended '{self.result}' after {self.steps} rounds with "
+                f"residual {self.residual:.2g}; derivatives exist at a stable point only. Add real data or a ridge, "
+                "or start elsewhere"
             )
         return self.theta
 
@@ -64,8 +67,8 @@ def solve(
 ) -> StablePoint:
     """A stable point near where retraining from ``start`` leads.
 
-    ``auto`` iterates twelve plain rounds to come near, then Newton, then Anderson, then plain rounds to the end of the budget; the
-    first that converges is polished by one more Newton step.
+    ``auto`` iterates twelve plain rounds to come near, then Newton, then Anderson, then plain rounds to the end of
+    the budget; the first that converges is polished by one more Newton step.
 
     Args:
         program: Compiled ecosystem with unbatched settings.
@@ -82,20 +85,21 @@ def solve(
     if method == "newton":
         return newton(program, theta, tolerance)
     near = plain(program, theta, tolerance, 12)
-    if near.result == "converged":
-        return _polished(program, near)
-    begin = near.theta if near.result in ("budget", "oscillating") else theta
-    second = newton(program, begin, tolerance)
-    if second.result == "converged":
-        return _polished(program, second)
-    third = anderson(program, begin, tolerance, min(max_steps, 200))
-    if third.result == "converged":
-        return _polished(program, third)
-    last = plain(program, theta, tolerance, max_steps)
-    if last.result == "converged":
-        return _polished(program, last)
-    best = min((second, third, last), key=lambda p: p.residual)
-    return replace(best, result=last.result)
+    begin = near.theta if bool(torch.isfinite(near.theta).all()) else theta
+    tried = []
+    for attempt in (
+        lambda: near,
+        lambda: newton(program, begin, tolerance),
+        lambda: anderson(program, begin, tolerance, min(max_steps, 200)),
+        lambda: plain(program, theta, tolerance, max_steps),
+    ):
+        point = attempt()
+        if point.result == "converged":
+            point = _polished(program, point)
+        if point.result == "converged":
+            return point
+        tried.append(point)
+    return replace(min(tried, key=lambda p: p.residual), result=tried[-1].result)
 
 
 def _polished(program: Program, point: StablePoint) -> StablePoint:
@@ -148,7 +152,7 @@ def _retrained(program: Program, theta: Tensor) -> Tensor:
     """T(Θ); NaN where a factorisation fails, so that no solver ends in an exception."""
     try:
         return round_map(program, theta)
-    except torch.linalg.LinAlgError:
+    except LinAlgError:
         return torch.full_like(theta, torch.nan)
 
 
@@ -179,15 +183,15 @@ def anderson(
         if len(points) == 1:
             theta = new
             continue
-        differences = torch.stack([b - a for a, b in zip(steps, steps[1:], strict=False)], -1)
-        moves = torch.stack([b - a for a, b in zip(points, points[1:], strict=False)], -1)
+        differences = torch.stack([b - a for a, b in pairwise(steps)], -1)
+        moves = torch.stack([b - a for a, b in pairwise(points)], -1)
         gamma = torch.linalg.lstsq(differences, steps[-1][:, None], driver="gelsd").solution
         theta = new - (moves @ gamma)[:, 0]
     return StablePoint(best, "budget", best_residual, max_steps, "anderson")
 
 
 def newton(program: Program, theta: Tensor, tolerance: float = 1e-12, max_steps: int = 30) -> StablePoint:
-    """Newton–Krylov on T(Θ) − Θ = 0 with the Jacobian I − G = H⁻¹D; a step that does not help is halved, in the end a plain round."""
+    """Newton–Krylov on T(Θ) − Θ = 0 with I − G = H⁻¹D; a step that does not help is halved, or a plain round."""
     new = _retrained(program, theta)
     residual = _residual(new, theta)
     evaluations, bound = 1, _bound(theta)
@@ -199,7 +203,7 @@ def newton(program: Program, theta: Tensor, tolerance: float = 1e-12, max_steps:
         # (I − G) δ = T(Θ) − Θ, or D δ = −F
         try:
             step = linearise(program, theta).solve(-program.gradient(theta)[:, None]).value[:, 0]
-        except (torch.linalg.LinAlgError, NotStableError):
+        except (LinAlgError, NotStableError):
             return StablePoint(theta, "non-finite", residual, evaluations, "newton")
         if not bool(torch.isfinite(step).all()):
             return StablePoint(theta, "non-finite", residual, evaluations, "newton")

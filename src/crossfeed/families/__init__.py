@@ -1,0 +1,1 @@
+"""Model families in closed form, what curators do to their outputs, and alignment."""

@@ -42,7 +42,7 @@ class Family(Protocol):
         ...
 
     def log_prob(self, theta: Tensor, z: Tensor) -> Tensor:
-        """log q(z; θ) for outcomes z (..., G, n, ·), as (..., G, n)."""
+        """Log-density log q(z; θ) for outcomes z (..., G, n, ·), as (..., G, n)."""
         ...
 
     def sample(self, theta: Tensor, num: int, generator: torch.Generator) -> Tensor:
@@ -96,8 +96,9 @@ def cholesky(matrix: Tensor) -> Tensor:
 def newton_fit(family: Family, moments: Tensor, ridge: Tensor, start: Tensor, max_steps: int = 100) -> Tensor:
     """Damped Newton on the expected loss; stops at machine precision or when no step helps.
 
-    A step helps when it lowers the expected loss (``family.objective``, where the family has one: convex families then always
-    get there) or the norm of its gradient. Runs without recording derivatives. Callers that differentiate use the implicit function theorem.
+    A step helps when it lowers the expected loss (``family.objective``, where the family has one: convex families then
+    always get there) or the norm of its gradient. Runs without recording derivatives. Callers that differentiate use
+    the implicit function theorem.
     """
     with torch.no_grad():
         theta = start.expand(*moments.shape[:-1], family.num_params).clone()
@@ -146,7 +147,8 @@ def _newton_step(hessian: Tensor, g: Tensor, regular: bool) -> Tensor:
     """H⁻¹g; directions without curvature (collinear features, a distribution on a face) are left where they are."""
     if regular or not bool(torch.isfinite(hessian).all()):
         step, _ = torch.linalg.solve_ex(hessian, g[..., None])
-        return step[..., 0]
+        solved: Tensor = step[..., 0]
+        return solved
     values, vectors = torch.linalg.eigh(hessian)
     size = values.abs()
     inverse = torch.where(size > 1e-14 * size.amax(-1, keepdim=True), 1 / values, 0.0)

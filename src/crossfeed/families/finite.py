@@ -31,8 +31,8 @@ class Finite:
         log_base: (G, n) or (1, n) logarithm of the base measure.
         full: Whether φ spans all log-ratios (categorical); the fit is then closed form. An outcome without any mass is
             given FLOOR = 1e-30, so that parameters stay finite; it can only come back through another source.
-        live: (G, n) or (1, n) outcomes a categorical model can have, or None for all. The others have probability zero; as many
-            coordinates of θ are idle: they enter nothing but the loss, by ½θ², and so rest at 0.
+        live: (G, n) or (1, n) outcomes a categorical model can have, or None for all. The others have probability zero;
+            as many coordinates of θ are idle: they enter nothing but the loss, by ½θ², and so rest at 0.
     """
 
     capabilities = frozenset({LIKELIHOOD, EXPECTATION})
@@ -85,7 +85,7 @@ class Finite:
         return torch.einsum("gnd,...gn->...gd", self.features, p)
 
     def log_prob(self, theta: Tensor, z: Tensor) -> Tensor:
-        """log q(z; θ) for outcome indices z (..., G, n)."""
+        """Log-probability log q(z; θ) for outcome indices z (..., G, n)."""
         return self.log_probs(theta).gather(-1, z)
 
     def sample(self, theta: Tensor, num: int, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,8 @@
 r"""Gaussian models of vectors: unknown mean, or unknown mean and covariance.
 
 ``GaussianMean``: N(θ, Σ) with Σ known, loss ½‖z − θ‖²; the argmin is the mean of the data (the paper's experiment).
-``GaussianFull``: N(m, LLᵀ), loss −log q; θ = (m, log of L's diagonal, L's strictly lower part), so that every θ is a model.
+``GaussianFull``: N(m, LLᵀ), loss −log q; θ = (m, log of L's diagonal, L's strictly lower part), so that every θ is
+a model.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from torch import Tensor
 
 from crossfeed.errors import NotAvailableError
 from crossfeed.families.base import EXPECTATION, LIKELIHOOD, RSAMPLE, cholesky, newton_fit
-from crossfeed.families.gaussian_picks import Stage, gaussian_pick, VectorReward
+from crossfeed.families.gaussian_picks import Stage, VectorReward, gaussian_pick
 
 PICKED_AT_ONCE = 32
 
 
 def log_normal(z: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
-    """log N(z; mean, cov) for z (..., n, d), mean (..., n or 1, d), cov (..., d, d): (..., n)."""
+    """Log-density log N(z; mean, cov) for z (..., n, d), mean (..., n or 1, d), cov (..., d, d): (..., n)."""
     scale = torch.linalg.cholesky(cov)
     white = torch.linalg.solve_triangular(scale, (z - mean).transpose(-1, -2), upper=False)
     log_det = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return -0.5 * white.square().sum(-2) - log_det[..., None] - 0.5 * z.shape[-1] * math.log(2 * math.pi)
+    out: Tensor = -0.5 * white.square().sum(-2) - log_det[..., None] - 0.5 * z.shape[-1] * math.log(2 * math.pi)
+    return out
 
 
 class GaussianMean:
@@ -55,7 +57,7 @@ class GaussianMean:
         return _root(self.cov)
 
     def log_prob(self, theta: Tensor, z: Tensor) -> Tensor:
-        """log N(z; θ, cov) for z (..., G, n, d)."""
+        """Log-density log N(z; θ, cov) for z (..., G, n, d)."""
         return log_normal(z, theta[..., None, :], self.cov)
 
     def sample(self, theta: Tensor, num: int, generator: torch.Generator) -> Tensor:
@@ -119,7 +121,7 @@ class GaussianFull:
         return mean, scale @ scale.transpose(-1, -2)
 
     def log_prob(self, theta: Tensor, z: Tensor) -> Tensor:
-        """log N(z; m, LLᵀ) for z (..., G, n, d)."""
+        """Log-density log N(z; m, LLᵀ) for z (..., G, n, d)."""
         mean, cov = self.mean_cov(theta)
         return log_normal(z, mean[..., None, :], cov)
 
@@ -298,8 +300,8 @@ class VectorSource:
     def sample_moments(self, theta: Tensor, settings: Tensor, counts: Tensor, rng: np.random.Generator) -> Tensor:
         """(..., E, M) mean statistic of ``counts`` samples.
 
-        Without picking the statistic is drawn from its exact law (normal mean, Wishart scatter), at a cost that does not
-        depend on the counts; picked samples are drawn one by one.
+        Without picking the statistic is drawn from its exact law (normal mean, Wishart scatter), at a cost that
+        does not depend on the counts; picked samples are drawn one by one.
         """
         if self.stages:
             y = self.sample(theta, settings, int(counts.max()), rng)
@@ -315,13 +317,14 @@ class VectorSource:
         """(..., E, M, M) covariance of the statistic of one sample."""
         if self.stages and isinstance(self.consumer, GaussianFull):
             raise NotAvailableError(
-                "covariance of (z, zzᵀ) for picked Gaussian outcomes: no closed form is known to us; simulate finite samples instead"
+                "covariance of (z, zzᵀ) for picked Gaussian outcomes: no closed form is known to us; simulate finite "
+                "samples instead"
             )
         return _moments_cov(self.consumer, *self.mean_cov(theta, settings))
 
 
 class VectorReal:
-    """A stack of real sources: rows by their mean and covariance (E, d), (E, d, d); Gaussian unless ``rows`` are given."""
+    """A stack of real sources by mean and covariance (E, d), (E, d, d); Gaussian unless ``rows`` are given."""
 
     def __init__(
         self, consumer: GaussianMean | GaussianFull, mean: Tensor, cov: Tensor, rows: list[Tensor | None]
@@ -375,7 +378,7 @@ class VectorReal:
 
 
 def _root(cov: Tensor) -> Tensor:
-    """A square root of a covariance: Cholesky's, or the symmetric one where it is singular to rounding; NaN where not finite."""
+    """A square root of a covariance: Cholesky's, or the symmetric one where nearly singular; NaN if not finite."""
     scale, failed = torch.linalg.cholesky_ex(cov)
     if bool((failed != 0).any()):
         broken = ~torch.isfinite(cov).all(-1).all(-1)[..., None, None]
@@ -392,7 +395,8 @@ def _draw(mean: Tensor, cov: Tensor, num: int, generator: torch.Generator) -> Te
 
 def _entropy(cov: Tensor) -> Tensor:
     d = cov.shape[-1]
-    return d / 2 * math.log(2 * math.pi * math.e) + 0.5 * torch.linalg.slogdet(cov)[1]
+    out: Tensor = d / 2 * math.log(2 * math.pi * math.e) + 0.5 * torch.linalg.slogdet(cov)[1]
+    return out
 
 
 def _moments(consumer: GaussianMean | GaussianFull, mean: Tensor, cov: Tensor) -> Tensor:
@@ -466,7 +470,7 @@ def _pick_samples(
     rng: np.random.Generator,
     more: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Tensor:
-    """Groups of K consecutive candidates (..., n·K, d) to picks (..., n, d); ``more`` adds to the rewards (..., n·K)."""
+    """Groups of K consecutive candidates (..., n·K, d) to picks (..., n, d); ``more`` (..., n·K) adds to rewards."""
     k = int(at["candidates"].reshape(-1)[0])
     groups = y.unflatten(-2, (-1, k))
     eye = torch.eye(y.shape[-1], dtype=y.dtype)
@@ -474,10 +478,11 @@ def _pick_samples(
     def choice(reward: VectorReward, add: Tensor | None) -> Tensor:
         values = reward.on(eye, y) if add is None else reward.on(eye, y) + add
         values = values.unflatten(-1, (-1, k))
-        if stage.kind == "best":
-            return values.argmax(-1)
-        gumbel = torch.from_numpy(rng.gumbel(size=tuple(values.shape)))
-        return (values / at["temperature"][..., None, None] + gumbel).argmax(-1)
+        if stage.kind != "best":
+            gumbel = torch.from_numpy(rng.gumbel(size=tuple(values.shape)))
+            values = values / at["temperature"][..., None, None] + gumbel
+        first: Tensor = values.argmax(-1)
+        return first
 
     chosen = choice(stage.reward, more[0])
     how = torch.from_numpy(rng.random(tuple(chosen.shape)))
@@ -486,4 +491,5 @@ def _pick_samples(
         chosen = torch.where(how < noise + share, choice(stage.other, more[1]), chosen)
     anyone = torch.from_numpy(rng.integers(0, k, size=tuple(chosen.shape)))
     chosen = torch.where(how < noise, anyone, chosen)
-    return groups.gather(-2, chosen[..., None, None].expand(*chosen.shape, 1, y.shape[-1]))[..., 0, :]
+    picked: Tensor = groups.gather(-2, chosen[..., None, None].expand(*chosen.shape, 1, y.shape[-1]))[..., 0, :]
+    return picked

@@ -1,8 +1,8 @@
 r"""Curators before Gaussian outcomes: mean and covariance of the pick.
 
-Given the reward, only the outcome's projection on the directions the reward looks at matters. With U an orthonormal basis
-of those directions, u = Uᵀy is Gaussian, its pick is worked out on quadrature nodes by the exact finite operator of
-:mod:`crossfeed.families.picks`, and the rest follows by Gaussian regression of y on u:
+Given the reward, only the outcome's projection on the directions the reward looks at matters. With U an orthonormal
+basis of those directions, u = Uᵀy is Gaussian, its pick is worked out on quadrature nodes by the exact finite
+operator of :mod:`crossfeed.families.picks`, and the rest follows by Gaussian regression of y on u:
 
     E[pick] = m + ΣU G⁻¹ (ū − Uᵀm),    Cov[pick] = Σ − ΣU G⁻¹UᵀΣ + ΣU G⁻¹ Cov(u_pick) G⁻¹UᵀΣ,    G = UᵀΣU.
 
@@ -50,7 +50,7 @@ class VectorReward:
         return VectorReward(self.g[index], Q, self.fn, U)
 
     def on(self, U: Tensor, u: Tensor) -> Tensor:
-        """Values (..., n) at nodes u (..., n, e), coordinates in the basis U (..., d, e) of what the reward looks at."""
+        """Values (..., n) at nodes u (..., n, e), coordinates in the basis U (..., d, e)."""
         if self.fn is not None:
             y = torch.einsum("...de,...ne->...nd", U, u)
             return self.fn(y.reshape(-1, y.shape[-1])).reshape(y.shape[:-1])
@@ -63,7 +63,7 @@ class VectorReward:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of picking: its kind (``plackett_luce``, ``best``, ``tilt``), its reward, and another reward or None."""
+    """One stage of picking: its kind (``plackett_luce``, ``best``, ``tilt``), reward, and another reward or None."""
 
     kind: str
     reward: VectorReward
@@ -82,7 +82,8 @@ def directions(rewards: list[VectorReward], dim: int) -> Tensor:
     columns += [r.Q.expand(*r.g.shape[:-1], dim, dim) for r in rewards if r.Q is not None]
     left, values, _ = torch.linalg.svd(torch.cat(columns, -1), full_matrices=True)
     rank = int((values > 1e-12 * values[..., :1].clamp_min(1e-300)).sum(-1).max())
-    return left[..., : max(rank, 1)]
+    basis: Tensor = left[..., : max(rank, 1)]
+    return basis
 
 
 @cache

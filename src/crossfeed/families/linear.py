@@ -1,8 +1,9 @@
 r"""Linear-Gaussian models of answers given inputs: y | x ~ N(W x, noise), loss ½‖y − W x‖².
 
-θ = vec(W) row by row. Moments are (E[y xᵀ], E[x xᵀ]); the gradient is W E[xxᵀ] − E[yxᵀ], so the curvature
-E[xxᵀ] ⊗ I depends on *where the inputs come from*: each source and each evaluation has a domain of its own, and a model moves
-on its own evaluation domain only through the directions that its training domains share with it (preference domain mismatch).
+θ = vec(W) row by row. Moments are (E[y xᵀ], E[x xᵀ]); the gradient is W E[xxᵀ] − E[yxᵀ], so the curvature E[xxᵀ] ⊗
+I depends on *where the inputs come from*: each source and each evaluation has a domain of its own, and a model
+moves on its own evaluation domain only through the directions that its training domains share with it (preference
+domain mismatch).
 """
 
 from __future__ import annotations
@@ -38,14 +39,15 @@ class LinearGaussian:
 
     def weights(self, theta: Tensor) -> Tensor:
         """W (..., G, outputs, inputs)."""
-        return theta.unflatten(-1, (self.outputs, self.inputs))
+        out: Tensor = theta.unflatten(-1, (self.outputs, self.inputs))
+        return out
 
     def answer(self, theta: Tensor, x: Tensor) -> Tensor:
         """W x for x (..., G, n, inputs): (..., G, n, outputs)."""
         return torch.einsum("...oi,...ni->...no", self.weights(theta), x)
 
     def log_prob(self, theta: Tensor, z: Tensor) -> Tensor:
-        """log q(y | x; θ) for z = (x, y)."""
+        """Log-density log q(y | x; θ) for z = (x, y)."""
         x, y = z[..., : self.inputs], z[..., self.inputs :]
         return log_normal(y, self.answer(theta, x), self.noise)
 
@@ -89,20 +91,22 @@ class LinearGaussian:
         sizes = torch.linalg.eigvalsh(torch.nan_to_num(matrix))
         if bool((sizes[..., 0] <= 1e-14 * sizes[..., -1]).any()):
             raise NotAvailableError(
-                "linear_gaussian: the inputs that a model is trained on do not span their space, so that its matrix is not "
-                "determined; give it a ridge, or inputs (samples) in more directions"
+                "linear_gaussian: the inputs that a model is trained on do not span their space, so that its matrix is "
+                "not determined; give it a ridge, or inputs (samples) in more directions"
             )
-        return torch.linalg.solve(matrix, cross, left=False).flatten(-2)
+        out: Tensor = torch.linalg.solve(matrix, cross, left=False).flatten(-2)
+        return out
 
     def entropy(self, theta: Tensor) -> Tensor:
         """(..., G) entropy of an answer given its input; constant, since the noise is known."""
         d = self.outputs
         value = d / 2 * np.log(2 * np.pi * np.e) + 0.5 * torch.linalg.slogdet(self.noise)[1]
-        return value.expand(theta.shape[:-1])
+        out: Tensor = value.expand(theta.shape[:-1])
+        return out
 
 
 class Inputs:
-    """A stack of E input domains as nodes (E, m, inputs) with weights (E, m), exact where the domain is a list of points.
+    """A stack of E input domains as nodes (E, m, inputs) with weights (E, m), exact where the domain lists points.
 
     ``cov`` (E, inputs, inputs) with ``mean`` (E, inputs) marks Gaussian domains, from which finite samples are drawn.
     """
@@ -253,7 +257,7 @@ class LinearSource:
 
 
 class LinearReal:
-    """A stack of real sources of (x, y): nodes x (E, m, inputs) with weights, mean answers and covariance at each node."""
+    """A stack of real sources of (x, y): nodes x (E, m, inputs) with weights, mean answers and covariance at each."""
 
     def __init__(self, consumer: LinearGaussian, inputs: Inputs, mean: Tensor, cov: Tensor) -> None:
         self.consumer, self.inputs, self.mean, self.cov = consumer, inputs, mean, cov

@@ -84,7 +84,8 @@ class PlackettLuce:
 
 
 def _times(x: Tensor, matrix: Tensor) -> Tensor:
-    """x (..., a) times matrix (..., a, b), which is never copied: leading dimensions that only x has become its rows.
+    """Row vectors x (..., a) times matrix (..., a, b), which is never copied: leading dimensions that only x has
+    become its rows.
 
     A short stack goes one by one: its products are then plain ones, also under vmap.
     """
@@ -93,7 +94,8 @@ def _times(x: Tensor, matrix: Tensor) -> Tensor:
     extra = x.ndim + 1 - matrix.ndim
     if extra > 0:
         rows = x.flatten(0, extra - 1).movedim(0, -2)
-        return (rows @ matrix).movedim(-2, 0).unflatten(0, x.shape[:extra])
+        out: Tensor = (rows @ matrix).movedim(-2, 0).unflatten(0, x.shape[:extra])
+        return out
     return (x[..., None, :] @ matrix)[..., 0, :]
 
 

@@ -98,7 +98,8 @@ def callable_reward(reward: schema.CallableReward, name: str) -> Callable[[Tenso
         if not isinstance(value, Tensor) or value.shape != y.shape[:1]:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise DataError(
-                f"rewards.{name}: {reward.function} returned {got} for {len(y)} outcomes; need a float64 tensor ({len(y)},)"
+                f"rewards.{name}: {reward.function} returned {got} for {len(y)} outcomes; "
+                f"need a float64 tensor ({len(y)},)"
             )
         return value.to(torch.float64)
 

@@ -1,0 +1,1 @@
+"""Influence of curation, its direction, paths and thresholds, and what finite samples do."""

@@ -1,4 +1,6 @@
-r"""Does curation push the right way, and how far can the ecosystem turn the push? (The paper's Corollary 4.7 and Example 4.6.)
+r"""Does curation push the right way, and how far can the ecosystem turn the push?
+
+The paper's Corollary 4.7 and Example 4.6.
 
 ρ_i = cos(∇J_i, m_i) is the raw alignment of the push with the reward. The ecosystem turns the push v = m_i into S v, S = [D⁻¹]_{ii}. If
 the turn is at most φ, the sign of ⟨∇J, Sv⟩ is that of ⟨∇J, v⟩ whenever |ρ| > sin φ. Three values of sin φ:
@@ -66,7 +68,7 @@ def direction(found: Influence, model: int, max_dim: int = 400) -> Direction:
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """cos of the angle between two vectors; 0 if one of them is zero."""
+    """Cos of the angle between two vectors; 0 if one of them is zero."""
     size = float(a.norm() * b.norm())
     return 0.0 if size == 0 else max(-1.0, min(1.0, float(a @ b) / size))
 
@@ -105,12 +107,16 @@ def sine_bounds(S: Tensor) -> tuple[float | None, float | None]:
     def sine(log_eps: float) -> float:
         return float(torch.linalg.matrix_norm(math.exp(log_eps) * S - eye, 2))
 
-    inverse_tau = float(minimize_scalar(off, bounds=(0.0, 2 * size), method="bounded", options={"xatol": 1e-12 * size}).fun)
+    inverse_tau = float(
+        minimize_scalar(off, bounds=(0.0, 2 * size), method="bounded", options={"xatol": 1e-12 * size}).fun
+    )
     # the minimiser lies in [m/‖S‖², 1/m]: there ε²‖Sv‖² − 2ε⟨Sv,v⟩ + 1 turns for every v
     low, high = math.log(m / size**2), math.log(1 / m)
     sharp = min(sine(low), sine(high))
     if high > low:
-        sharp = min(sharp, float(minimize_scalar(sine, bounds=(low, high), method="bounded", options={"xatol": 1e-10}).fun))
+        sharp = min(
+            sharp, float(minimize_scalar(sine, bounds=(low, high), method="bounded", options={"xatol": 1e-10}).fun)
+        )
     paper = inverse_tau / math.hypot(m, inverse_tau)
     return paper, min(sharp, 1.0)
 
@@ -121,16 +127,18 @@ def antieigenvector(S: Tensor, restarts: int = 20, seed: int = 0) -> Tensor:
     best, best_cos = torch.zeros(len(S), dtype=S.dtype), 2.0
     for _ in range(restarts):
         v = torch.randn(len(S), dtype=S.dtype, generator=generator).requires_grad_()
-        optimiser = torch.optim.LBFGS([v], max_iter=200, tolerance_grad=1e-14, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+        optimiser = torch.optim.LBFGS(
+            [v], max_iter=200, tolerance_grad=1e-14, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+        )
 
         def turn(v: Tensor = v, optimiser: torch.optim.Optimizer = optimiser) -> Tensor:
             optimiser.zero_grad()
             w = S @ v
             value: Tensor = (w @ v) / (w.norm() * v.norm())
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             return value
 
-        optimiser.step(turn)  # type: ignore[no-untyped-call]
+        optimiser.step(turn)
         value = float(turn().detach())
         if value < best_cos:
             best, best_cos = (v / v.norm()).detach(), value

@@ -47,7 +47,9 @@ def edge_blocks(found: Influence) -> list[tuple[int, Tensor, Tensor, Tensor]]:
     return out
 
 
-def edge_effects(found: Influence, pairs: list[tuple[int, int]], exact: bool = True, top: int | None = None) -> list[EdgeEffect]:
+def edge_effects(
+    found: Influence, pairs: list[tuple[int, int]], exact: bool = True, top: int | None = None
+) -> list[EdgeEffect]:
     """Effect of every edge on the influences of ``pairs`` (affected, intervened).
 
     Args:
@@ -109,7 +111,9 @@ class Walks:
     converges: bool
 
 
-def walks(found: Influence, affected: int, intervened: int, top: int = 6, max_length: int = 8, width: int = 200) -> Walks:
+def walks(
+    found: Influence, affected: int, intervened: int, top: int = 6, max_length: int = 8, width: int = 200
+) -> Walks:
     """The strongest walks that carry I[affected, intervened], by beam search over the graph, self-loops summed into their model.
 
     Args:

@@ -71,9 +71,9 @@ class GridInfluence:
         alone = (gradient * own.movedim(-1, 1)[:, model]).sum(-1)
         alone = torch.where(undefined[:, model], torch.nan, alone)
         largest = torch.zeros(len(at), program.num_models, dtype=theta.dtype)
-        for k, source in enumerate(program.sources):
+        for k, info in enumerate(program.sources):
             size = found.mean_gradient[k].norm(dim=-1)
-            largest[:, source.consumer] = torch.maximum(largest[:, source.consumer], size)
+            largest[:, info.consumer] = torch.maximum(largest[:, info.consumer], size)
         # what is left of single sources' pushes that cancel is rounding
         cancelled = (largest / torch.nan_to_num(push).norm(dim=1).clamp_min(1e-300)).clamp_min(1.0)
         small = ZERO * gradient.norm(dim=-1) * (response.norm(dim=1) * cancelled)[:, model]

@@ -84,8 +84,12 @@ class Influence:
     @cached_property
     def isolated(self) -> Tensor:
         """(N,) dJ_i/dλ_i if all other models were frozen (same mixtures, B_ij = 0 for i ≠ j)."""
-        block = torch.repeat_interleave(torch.arange(self.program.num_models), torch.diff(torch.tensor(self.program.offsets)))
-        values = torch.zeros(self.program.num_models, dtype=self.theta.dtype).index_add(0, block, self._gradient * self._own)
+        block = torch.repeat_interleave(
+            torch.arange(self.program.num_models), torch.diff(torch.tensor(self.program.offsets))
+        )
+        values = torch.zeros(self.program.num_models, dtype=self.theta.dtype).index_add(
+            0, block, self._gradient * self._own
+        )
         return torch.where(self._mask, values, torch.nan)
 
     @cached_property
@@ -94,9 +98,13 @@ class Influence:
         out = torch.zeros(self.program.num_models, self.program.num_models, dtype=self.theta.dtype)
         answer = self.lin.isolated(self._gradient[:, None], transpose=True)[:, 0]  # D_kk⁻ᵀ∇J_k
         for e in self.lin.edges:
-            ends = [(self.program.sources[s].consumer, self.program.sources[s].producer) for s in e.group.source.tolist()]
+            ends = [
+                (self.program.sources[s].consumer, self.program.sources[s].producer) for s in e.group.source.tolist()
+            ]
             k, i = torch.tensor(ends).T
-            out.index_put_((k, i), -torch.einsum("er,erc,ec->e", answer[e.rows], e.value, self._own[e.cols]), accumulate=True)
+            out.index_put_(
+                (k, i), -torch.einsum("er,erc,ec->e", answer[e.rows], e.value, self._own[e.cols]), accumulate=True
+            )
         out.diagonal().copy_(self.isolated)
         return self._defined(out)
 

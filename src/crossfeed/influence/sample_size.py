@@ -99,7 +99,9 @@ class SignTest:
         notes = []
         if beyond > n:  # a term in 1/n that exceeds the difference itself is not to be trusted
             n = min(beyond, LARGEST_N)
-            notes.append("fewer might do: from here on the shift by finite samples is smaller than the difference itself")
+            notes.append(
+                "fewer might do: from here on the shift by finite samples is smaller than the difference itself"
+            )
         notes = [f"difference {sign * (a + b / n):.3g} ± {c / math.sqrt(n):.2g}", *notes]
         notes += sorted({note for theory in self.theories for note in theory.notes(n)})
         return SmallestN(n, "; ".join(notes))

@@ -42,7 +42,9 @@ class Threshold:
 class Mover:
     """An ecosystem with one setting moved: compiled once where the structure stays, stable points continued from the last one."""
 
-    def __init__(self, eco: schema.Ecosystem, program: Program | None = None, theta: torch.Tensor | None = None) -> None:
+    def __init__(
+        self, eco: schema.Ecosystem, program: Program | None = None, theta: torch.Tensor | None = None
+    ) -> None:
         self.eco = eco
         self.program = program or compile_ecosystem(eco)
         self.theta = self.program.start if theta is None else theta
@@ -85,7 +87,7 @@ class Mover:
 
 
 def with_settings_of(program: Program, old: schema.Ecosystem, new: schema.Ecosystem) -> Program:
-    """``program`` of ``old`` with the settings of ``new``; compiled anew where a pick rule changes (K to or from 1 or ∞) or needs more nodes."""
+    """``program`` of ``old`` with the settings of ``new``; compiled anew where a pick rule changes or needs more nodes."""
     values = program.settings.clone()
     for (name, before), after in zip(old.models.items(), new.models.values(), strict=True):
         if before is after:
@@ -167,6 +169,8 @@ def threshold(
 
 def _root(mover: Mover, path: str, pair: tuple[int, int], a: float, b: float, tolerance: float) -> float | None:
     try:
-        return float(brentq(lambda x: float(mover.at({path: float(x)})[1].matrix[pair]), a, b, xtol=max(tolerance, 1e-14)))
+        return float(
+            brentq(lambda x: float(mover.at({path: float(x)})[1].matrix[pair]), a, b, xtol=max(tolerance, 1e-14))
+        )
     except (CrossfeedError, ValueError):
         return None

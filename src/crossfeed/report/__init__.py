@@ -1,0 +1,1 @@
+"""The audit and everything that shows results: page, charts, terminal."""

@@ -239,7 +239,7 @@ def _changes(
         entry |= {"after": None, "first_order": None, "verdict": None, "isolated": None}
         mover = Mover(eco, program, point.theta)
         try:
-            moved_eco, moved = mover.moved({change.path: change.to})
+            _, moved = mover.moved({change.path: change.to})
             new = solve(moved, point.theta)
             entry["result"] = new.result
             after = moved.alignment(new.require())[program.primary]
@@ -248,7 +248,7 @@ def _changes(
             continue
         alone = sections.frozen_change(moved, point.theta, model)
         delta = after - before
-        baseline = [alone if k == model else math.inf for k in range(program.num_models)]
+        baseline = [alone if k == model and alone is not None else math.inf for k in range(program.num_models)]
         size = float(before.abs().max() + after.abs().max())
         entry |= {"after": after, "isolated": alone}
         entry["verdict"] = [

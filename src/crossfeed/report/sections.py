@@ -227,7 +227,9 @@ def default_thresholds(eco: Ecosystem) -> list[schema.ThresholdQuery]:
     return out
 
 
-def threshold_entry(q: schema.ThresholdQuery, eco: Ecosystem, pair: tuple[int, int], found: Threshold) -> dict[str, Any]:
+def threshold_entry(
+    q: schema.ThresholdQuery, eco: Ecosystem, pair: tuple[int, int], found: Threshold
+) -> dict[str, Any]:
     """One influence along one setting, with its sign changes."""
     series = found.influence[:, pair[0], pair[1]]
     missing = len(found.notes)
@@ -274,7 +276,10 @@ def trajectory(eco: Ecosystem, program: Program) -> dict[str, Any]:
     spans = [program.span(i) for i in range(program.num_models)]
     step = (path[1:] - path[:-1]).abs()
     size = [path[:-1, s].norm(dim=1) for s in spans]
-    delta = [torch.where(n > 1e-9, step[:, s].norm(dim=1) / n.clamp_min(1e-9), torch.nan) for s, n in zip(spans, size, strict=True)]
+    delta = [
+        torch.where(n > 1e-9, step[:, s].norm(dim=1) / n.clamp_min(1e-9), torch.nan)
+        for s, n in zip(spans, size, strict=True)
+    ]
     many = program.num_models > STRONGEST
     keep = slice(0, STRONGEST) if many else slice(None)
     return {
@@ -331,7 +336,9 @@ def assumptions(eco: Ecosystem, program: Program) -> list[str]:
             "cannot draw anything that is not in the sample. A diffusion network has other curvature and may answer differently."
         )
     if kinds <= {"categorical", "loglinear"}:
-        out.append("Curated distributions are exact for every number of candidates (one-dimensional quadrature, error below 1e-12).")
+        out.append(
+            "Curated distributions are exact for every number of candidates (one-dimensional quadrature, error below 1e-12)."
+        )
     elif any(isinstance(s, schema.Curated) and s.candidates > 1 for m in eco.models.values() for s in m.sources):
         out.append(
             "Picks among Gaussian outcomes are worked out by quadrature over the directions the reward looks at (257 nodes in one "
@@ -353,7 +360,9 @@ def warnings(data: dict[str, Any]) -> list[str]:
             )
     if data["stable"]["others"]:
         n = len(data["stable"]["others"])
-        out.append(f"{n} other stable point{'s' if n > 1 else ''} found from random starts: which one is reached depends on the start.")
+        out.append(
+            f"{n} other stable point{'s' if n > 1 else ''} found from random starts: which one is reached depends on the start."
+        )
     for t in data["thresholds"]:
         if t["note"]:
             out.append(f"Threshold in {t['path']}: {t['note']}")
@@ -370,7 +379,13 @@ def stability(eco: Ecosystem, program: Program, point: StablePoint, found: Influ
     if found is not None:
         for c in all_orders(program, found.lin, eco.update):
             local.append(
-                {"order": c.order, "radius": c.radius, "stable": c.stable, "rounds_to_halve": c.rounds_to_halve, "method": c.method}
+                {
+                    "order": c.order,
+                    "radius": c.radius,
+                    "stable": c.stable,
+                    "rounds_to_halve": c.rounds_to_halve,
+                    "method": c.method,
+                }
             )
         if program.num_models <= 50:
             rate, _ = observed_rate(program, eco.update, program.start, found.theta)
