@@ -220,6 +220,24 @@ def test_a_model_does_not_depend_on_what_it_is_stacked_with(family: str) -> None
     )
 
 
+@written_out
+def test_settings_may_be_written_to_and_differentiated_again(kind: str) -> None:
+    """Pick operators are kept for the settings last seen, but not beyond a change, and not with a graph that is freed."""
+    program = compile_ecosystem(ECOSYSTEMS[kind]())
+    settings = program.settings.clone()
+    before = program.gradient(program.start, settings)
+    for path, slot in program.slots.items():
+        settings[slot] = 0.05 if path.endswith("noise") else settings[slot]
+    after = program.gradient(program.start, settings)
+    torch.testing.assert_close(after, program.gradient(program.start, settings.clone()), rtol=0, atol=0)
+    assert float((after - before).abs().max()) > 1e-4
+    recorded = program.settings.clone().requires_grad_(True)
+    first, second = (
+        torch.autograd.grad(program.gradient(program.start, recorded).sum(), recorded)[0] for _ in range(2)
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
+
+
 def test_no_coupling_decouples() -> None:
     eco = random_ecosystem("categorical", 3, 7, kinds=("curated",))
     lonely = {

@@ -301,7 +301,7 @@ def load_callable(name: str, path: str = "function") -> Callable[[Tensor], Tenso
     function = getattr(module, attribute)
     if not callable(function):
         raise _refuse(path, f"found {name!r}, {shape_of(function)}", "need a function")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def shape_of(value: object) -> str:

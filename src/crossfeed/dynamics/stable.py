@@ -6,6 +6,7 @@ that a damped or accelerated step cannot look converged.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -87,12 +88,13 @@ def solve(
     near = plain(program, theta, tolerance, 12)
     begin = near.theta if bool(torch.isfinite(near.theta).all()) else theta
     tried = []
-    for attempt in (
+    attempts: list[Callable[[], StablePoint]] = [
         lambda: near,
         lambda: newton(program, begin, tolerance),
         lambda: anderson(program, begin, tolerance, min(max_steps, 200)),
         lambda: plain(program, theta, tolerance, max_steps),
-    ):
+    ]
+    for attempt in attempts:
         point = attempt()
         if point.result == "converged":
             point = _polished(program, point)

@@ -12,7 +12,8 @@ instead, and estimators are chosen from what is declared.
 
 from __future__ import annotations
 
-from typing import Protocol, Self, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -85,6 +86,25 @@ def hessian_of(family: Family, theta: Tensor, moments: Tensor) -> Tensor:
     own = getattr(family, "hessian", None)
     found: Tensor = own(theta, moments) if own else jacobian(lambda t: family.gradient(t, moments), theta)
     return found
+
+
+class Kept:
+    """What was worked out for the tensor last seen; asked for by identity, and worked out anew if it was written to.
+
+    Tensors that record derivatives are never kept: their graph may be freed.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, int, Any] | None = None
+
+    def get(self, key: Tensor, make: Callable[[], Any]) -> Any:
+        """``make()``, or what it gave last time for the same tensor."""
+        last = self._last
+        if last is not None and last[0] is key and last[1] == key._version:
+            return last[2]
+        made = make()
+        self._last = None if key.requires_grad else (key, key._version, made)
+        return made
 
 
 def cholesky(matrix: Tensor) -> Tensor:

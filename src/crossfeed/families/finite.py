@@ -15,7 +15,7 @@ import torch
 from scipy.linalg import helmert
 from torch import Tensor
 
-from crossfeed.families.base import EXPECTATION, LIKELIHOOD, newton_fit
+from crossfeed.families.base import EXPECTATION, LIKELIHOOD, Kept, newton_fit
 from crossfeed.families.picks import operator
 
 FLOOR = 1e-30
@@ -152,7 +152,7 @@ class FiniteSource:
 
     def __init__(self, producer: Finite, consumer: Finite, stages: list[Any], slots: dict[str, Tensor]) -> None:
         self.producer, self.consumer, self.stages, self.slots = producer, consumer, stages, slots
-        self._last: tuple[Tensor, list[Any]] | None = None
+        self._kept = Kept()
 
     def take(self, index: Tensor) -> FiniteSource:
         """Sources at ``index``."""
@@ -162,16 +162,16 @@ class FiniteSource:
 
     def _stages_at(self, settings: Tensor) -> list[Any]:
         """Each stage's operators and shares at the given settings; kept for the settings tensor last seen."""
-        if self._last is not None and self._last[0] is settings:
-            kept: list[Any] = self._last[1]
-            return kept
+        found: list[Any] = self._kept.get(settings, lambda: self._made_stages(settings))
+        return found
+
+    def _made_stages(self, settings: Tensor) -> list[Any]:
         out = []
         for number, (kind, table, other) in enumerate(self.stages):
             k, tau, noise, share = (settings[..., self.slots[f"{number}.{key}"]] for key in STAGE_KEYS)
             main = operator(kind, table, k, tau)
             second = None if other is None else operator(kind, other, k, tau)
             out.append((main, second, noise[..., None], share[..., None]))
-        self._last = (settings, out)
         return out
 
     def distribution(self, theta: Tensor, settings: Tensor) -> Tensor:

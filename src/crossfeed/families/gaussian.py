@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from crossfeed.errors import NotAvailableError
-from crossfeed.families.base import EXPECTATION, LIKELIHOOD, RSAMPLE, cholesky, newton_fit
+from crossfeed.families.base import EXPECTATION, LIKELIHOOD, RSAMPLE, Kept, cholesky, newton_fit
 from crossfeed.families.gaussian_picks import Stage, VectorReward, gaussian_pick
 
 PICKED_AT_ONCE = 32
@@ -204,7 +204,7 @@ class VectorSource:
         self._moves_along = (
             bool(stages) and fixed
         )  # linear rewards: the pick's law is that at mean 0, moved by the mean
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self._kept = Kept()
 
     def take(self, index: Tensor) -> VectorSource:
         """Sources at ``index``."""
@@ -256,15 +256,17 @@ class VectorSource:
 
     def _picked_at_zero(self, settings: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (..., E, d) and covariance of what is picked from N(0, cov); kept for the settings tensor last seen."""
-        if self._last is None or self._last[0] is not settings:
-            found = []
-            for _, part in self._parts:
-                assert isinstance(part.producer, GaussianMean)
-                at = part._at(settings)
-                cov = part.producer.cov * at["sampling_temperature"][..., None, None]
-                found.append(gaussian_pick(torch.zeros_like(cov[..., 0]), cov, part.stages, at, part.U, part.seed))
-            self._last = (settings, torch.cat([m for m, _ in found], -2), torch.cat([c for _, c in found], -3))
-        return self._last[1:]
+        found: tuple[Tensor, Tensor] = self._kept.get(settings, lambda: self._made_at_zero(settings))
+        return found
+
+    def _made_at_zero(self, settings: Tensor) -> tuple[Tensor, Tensor]:
+        found = []
+        for _, part in self._parts:
+            assert isinstance(part.producer, GaussianMean)
+            at = part._at(settings)
+            cov = part.producer.cov * at["sampling_temperature"][..., None, None]
+            found.append(gaussian_pick(torch.zeros_like(cov[..., 0]), cov, part.stages, at, part.U, part.seed))
+        return torch.cat([m for m, _ in found], -2), torch.cat([c for _, c in found], -3)
 
     def moments(self, theta: Tensor, settings: Tensor) -> Tensor:
         """(..., E, M) expected sufficient statistic of the consumers."""

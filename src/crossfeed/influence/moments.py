@@ -251,7 +251,7 @@ def _source_moments(kernel: Any, settings: Tensor, theta: Tensor) -> Tensor:
 
 
 def _block_diagonal(stacks: Iterable[Tensor]) -> Tensor:
-    out: Tensor = torch.block_diag(*(block for stack in stacks for block in stack))  # type: ignore[no-untyped-call]
+    out: Tensor = torch.block_diag(*(block for stack in stacks for block in stack))
     return out
 
 
