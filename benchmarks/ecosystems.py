@@ -28,12 +28,7 @@ def gaussian(num_models: int, dim: int = 16, producers: int = 5, seed: int = 0) 
     return s.Ecosystem(
         space=s.Vectors(dim=dim),
         data={f"d{i}": s.MomentsData(mean=rng.standard_normal(dim), cov=1.0) for i in range(num_models)},
-        rewards={
-            f"r{i}": s.QuadraticReward(vector=rng.standard_normal(dim) / np.sqrt(dim), matrix=-0.1)
-            if False
-            else s.LinearReward(vector=rng.standard_normal(dim) / np.sqrt(dim))
-            for i in range(num_models)
-        },
+        rewards={f"r{i}": s.LinearReward(vector=rng.standard_normal(dim) / np.sqrt(dim)) for i in range(num_models)},
         models=models,
     )
 
