@@ -54,7 +54,8 @@ def markdown(results: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
     out = [
         "# Benchmarks",
-        "Written by `make bench`; all numbers are in `results/latest.json`. Ratios are within one run; absolute seconds are this machine's.",
+        "Written by `make bench`; all numbers are in `results/latest.json`. Ratios are within one run; absolute seconds are "
+        "this machine's.",
         f"{m['cpu']}, {m['cores']} cores, {m['memory_gb']} GB, {m['system']}; {m['threads']} thread(s) a process, load "
         f"{m['load_before']:.1f} before. Python {m['python']}, {versions}. Commit {m['commit']}, {m['date']}.",
     ]

@@ -122,8 +122,10 @@ def _best(work: Callable[[], object], repeats: int = 5) -> float:
 
 
 def _warm() -> None:
-    """The first derivative of a process makes torch load a second's worth of modules."""
-    torch.func.jvp(torch.exp, (torch.zeros(1),), (torch.ones(1),))
+    """A small ecosystem first: torch loads two seconds' worth of modules when a process takes its first derivative."""
+    eco = ecosystems.gaussian(6)
+    program = compile_ecosystem(eco)
+    influence(eco, program, solve(program).require())
 
 
 def _peak() -> float:

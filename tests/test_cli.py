@@ -226,7 +226,7 @@ def test_out_that_cannot_be_written(out, calls, capsys):
 
 
 def test_failed_audit_leaves_no_folder(calls, monkeypatch, capsys):
-    def audit(eco, progress, command):
+    def audit(eco, progress, command, spec_file):
         raise NotStableError("models.p: the stable point was not reached; raise the budget")
 
     monkeypatch.setattr(sys.modules["crossfeed.report.audit"], "audit", audit)

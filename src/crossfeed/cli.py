@@ -297,6 +297,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 a bug, 2 something to mend, 130 interrupted. Nothing is raised.
     """
+    # Tensors are small: threads cost more than they give, and on a busy machine turn seconds into minutes.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     args = list(sys.argv[1:] if argv is None else argv)
     end = args.index("--") if "--" in args else len(args)
     debug = "--debug" in args[:end]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -12,7 +14,7 @@ from crossfeed.dynamics.compile import compile_ecosystem
 from crossfeed.dynamics.gauss_seidel import block_rows, gauss_seidel
 from crossfeed.dynamics.linearise import linearise
 from crossfeed.dynamics.stable import solve
-from tests.ecosystems import random_ecosystem
+from ecosystems import random_ecosystem
 
 
 def system(sizes, coupling, seed, degree=3):
@@ -20,7 +22,7 @@ def system(sizes, coupling, seed, degree=3):
     rng = np.random.default_rng(seed)
     offsets = [0, *np.cumsum(sizes).tolist()]
     A = np.zeros((offsets[-1], offsets[-1]))
-    for i, (a, b) in enumerate(zip(offsets, offsets[1:], strict=False)):
+    for i, (a, b) in enumerate(itertools.pairwise(offsets)):
         A[a:b, a:b] = np.eye(b - a) + 0.1 * rng.standard_normal((b - a, b - a))
         for j in rng.choice(len(sizes), min(degree, len(sizes)), replace=False):
             if i != j:

@@ -105,3 +105,24 @@ def test_charts_can_be_saved(audited: cf.Audit, tmp_path: Path, suffix: str) -> 
 def test_it_shows_itself(audited: cf.Audit) -> None:
     assert "<iframe" in audited._repr_html_()
     assert "helps" in str(audited)
+
+
+def test_a_point_that_repels_the_loop_gets_no_verdict() -> None:
+    model = cf.Model(
+        family=cf.GaussianMean(),
+        reward="r",
+        sources=[
+            cf.Real(data="web", weight=0.1),
+            cf.Curated(producer="p", weight=0.9, candidates=2, map=cf.Affine(matrix=1.5)),
+        ],
+    )
+    eco = cf.Ecosystem(
+        space=cf.Vectors(dim=1),
+        data={"web": cf.MomentsData(mean=[0.0], cov=1.0)},
+        rewards={"r": cf.LinearReward(vector=[1.0])},
+        models={"p": model},
+    )
+    data = cf.audit(eco).data
+    assert data["stability"]["local"][0]["radius"] == pytest.approx(1.35)
+    assert data["influence"] is None
+    assert "repels the loop" in data["influence_refused"]

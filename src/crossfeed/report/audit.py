@@ -134,6 +134,15 @@ def audit(eco: Ecosystem, progress: Progress | None = None, command: str = "", s
     data["stable"] = _stable(eco, program, point)
     say("certificates", 0, 1)
     data["stability"] = sections.stability(eco, program, point, found)
+    own = data["stability"]["local"][:1]
+    if own and not own[0]["stable"]:
+        found, refused = (
+            None,
+            (
+                f"the stable point repels the loop ({own[0]['order']}: a round multiplies a small disturbance by {own[0]['radius']:.3g}), so "
+                "runs do not stay near it and derivatives there say nothing about them; add real data or a ridge, or look for another point"
+            ),
+        )
     data |= _influence(eco, found, refused, say)
     data["changes"] = _changes(eco, program, point, found, say)
     data["thresholds"] = _thresholds(eco, program, point, say)

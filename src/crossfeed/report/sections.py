@@ -352,12 +352,6 @@ def warnings(data: dict[str, Any]) -> list[str]:
     out = []
     if data["influence"] is None:
         out.append(f"No influence is given: {data['influence_refused']}")
-    for entry in data["stability"]["local"][:1]:
-        if entry["stable"] is False:
-            out.append(
-                f"The stable point repels the loop in the spec's update order (local radius {entry['radius']:.3g} ≥ 1): rounds lead "
-                "away from it, and influences at it do not describe what happens."
-            )
     if data["stable"]["others"]:
         n = len(data["stable"]["others"])
         out.append(
