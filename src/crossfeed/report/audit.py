@@ -139,7 +139,7 @@ def audit(eco: Ecosystem, progress: Progress | None = None, command: str = "", s
         found, refused = (
             None,
             (
-                f"the stable point repels the loop ({own[0]['order']}: a round multiplies a small disturbance by {own[0]['radius']:.3g}), so "
+            "runs do not stay near it and derivatives there say nothing about them; add real data or a ridge, or seek another point"
                 "runs do not stay near it and derivatives there say nothing about them; add real data or a ridge, or look for another point"
             ),
         )
