@@ -136,12 +136,11 @@ def audit(eco: Ecosystem, progress: Progress | None = None, command: str = "", s
     data["stability"] = sections.stability(eco, program, point, found)
     own = data["stability"]["local"][:1]
     if own and not own[0]["stable"]:
-        found, refused = (
-            None,
-            (
-            "runs do not stay near it and derivatives there say nothing about them; add real data or a ridge, or seek another point"
-                "runs do not stay near it and derivatives there say nothing about them; add real data or a ridge, or look for another point"
-            ),
+        found = None
+        refused = (
+            f"the stable point repels the loop ({own[0]['order']}: a round multiplies a small disturbance by "
+            f"{own[0]['radius']:.3g}), so runs do not stay near it and derivatives there say nothing about them; add real "
+            "data or a ridge, or start elsewhere"
         )
     data |= _influence(eco, found, refused, say)
     data["changes"] = _changes(eco, program, point, found, say)
