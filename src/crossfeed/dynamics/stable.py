@@ -204,7 +204,8 @@ def newton(program: Program, theta: Tensor, tolerance: float = 1e-12, max_steps:
             return StablePoint(theta, "non-finite", np.inf, evaluations, "newton")
         # (I − G) δ = T(Θ) − Θ, or D δ = −F
         try:
-            step = linearise(program, theta).solve(-program.gradient(theta)[:, None]).value[:, 0]
+            lin = linearise(program, theta)
+            step = lin.solve(-program.gradient(theta)[:, None]).value[:, 0]
         except (LinAlgError, NotStableError):
             return StablePoint(theta, "non-finite", residual, evaluations, "newton")
         if not bool(torch.isfinite(step).all()):
@@ -220,6 +221,13 @@ def newton(program: Program, theta: Tensor, tolerance: float = 1e-12, max_steps:
                 break
         if not accepted:
             break
+        # a second step with the same D costs little and makes a pair converge with order three (Shamanskii)
+        trial = theta - lin.solve(program.gradient(theta)[:, None]).value[:, 0]
+        if residual > tolerance and bool(torch.isfinite(trial).all()) and float(trial.norm()) <= bound:
+            mapped = _retrained(program, trial)
+            evaluations += 1
+            if (size := _residual(mapped, trial)) < residual:
+                theta, new, residual = trial, mapped, size
     result: Result = "converged" if residual <= tolerance else "budget"
     return StablePoint(theta, result, residual, evaluations, "newton")
 

@@ -121,7 +121,7 @@ def threshold(
     """Values of a setting at which influences change sign.
 
     The influence is evaluated exactly on a grid (stable points continued from value to value) and every sign change is refined by
-    Brent's method to 1e-10 of the range. An influence that only touches zero, at an end of the range say, does not flip. Two roots
+    Brent's method to 1e-8 of the range. An influence that only touches zero, at an end of the range say, does not flip. Two roots
     between neighbouring grid points are not seen: refine the grid where that matters.
 
     Args:
@@ -161,7 +161,7 @@ def threshold(
         for g, h in itertools.pairwise(solid):
             if series[g] * series[h] < 0:
                 mover.theta = thetas[g]
-                root = _root(mover, path, (k, i), float(values[g]), float(values[h]), 1e-10 * abs(high - low))
+                root = _root(mover, path, (k, i), float(values[g]), float(values[h]), 1e-8 * abs(high - low))
                 if root is not None:
                     roots[k, i].append(root)
     return Threshold(path, values, found, alignment, roots, notes)

@@ -291,7 +291,7 @@ def _thresholds(eco: Ecosystem, program: Program, point: StablePoint, say: Progr
         ]
         try:
             if key not in by_range:
-                by_range[key] = threshold(eco, *key, sorted(set(every)), 17, Mover(eco, program, point.theta))
+                by_range[key] = threshold(eco, *key, sorted(set(every)), 13, Mover(eco, program, point.theta))
             result = by_range[key]
         except CrossfeedError as error:
             out += [sections.no_threshold(q, eco, pair, str(error)) for pair in pairs]
