@@ -221,7 +221,7 @@ def svg(audit: words.Audit, colours: Mapping[str, str] | None = None) -> str:
     def colour(name: str) -> str:
         return f"var(--{name})" if colours is None else colours[name]
 
-    halo = f'stroke="{colour("page")}" stroke-width="4" paint-order="stroke" stroke-linejoin="round"'
+    halo = f'stroke="{colour("page")}" stroke-width="8" paint-order="stroke" stroke-linejoin="round"'
     body: list[str] = []
     for flow, drawn in arrows:
         tone, width = colour(flow.kind if flow.kind in KINDS else "real"), _stroke(flow.weight)
