@@ -34,7 +34,7 @@ def pick_complaints(
         where = (*loc, *["then"] * depth)
         out += _shares(where, stage)
         if stage.temperature == 0 and stage.candidates > 1:
-            names = [stage.curator or people, *([stage.other_curator] if stage.other_share > 0 else [])]
+            names = [stage.curator or people, *([stage.other_curator] if stage.other_curator else [])]
             out += _best(where, stage, [rewards[n] for n in names if n in rewards], number, at)
     if not out and producer is not None and at.kind in _CONTINUOUS:
         out = _tilting(loc, source, people, producer, rewards, at)
@@ -91,7 +91,7 @@ def _tilting(
     for depth, stage in enumerate(source.stages):
         if not math.isinf(stage.candidates):
             continue
-        names = [stage.curator or people, *([stage.other_curator] if stage.other_share > 0 else [])]
+        names = [stage.curator or people, *([stage.other_curator] if stage.other_curator else [])]
         with np.errstate(over="ignore"):
             tilts = [_curvature(rewards.get(name or ""), dim) / stage.temperature for name in names]
         tilts = [np.clip(tilt, -_HUGE, _HUGE) for tilt in tilts]
