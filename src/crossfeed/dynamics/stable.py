@@ -90,7 +90,7 @@ def solve(
     tried = []
     attempts: list[Callable[[], StablePoint]] = [
         lambda: near,
-        lambda: newton(program, begin, tolerance),
+        lambda: newton(program, begin, tolerance, 10),
         lambda: anderson(program, begin, tolerance, min(max_steps, 200)),
         lambda: plain(program, theta, tolerance, max_steps),
     ]

@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 from crossfeed.describe import schema, settings
 from crossfeed.dynamics.compile import compile_ecosystem
 from crossfeed.dynamics.program import Program
-from crossfeed.dynamics.stable import solve
+from crossfeed.dynamics.stable import newton, solve
 from crossfeed.errors import CrossfeedError, NotStableError, SettingError
 from crossfeed.influence.matrix import Influence, influence, setting_response
 
@@ -57,7 +57,7 @@ class Mover:
             SettingError, NotStableError: as the settings and the solver say.
         """
         eco, program = self.moved(changes)
-        point = solve(program, self._ahead(changes), "newton")
+        point = newton(program, self._ahead(changes), max_steps=6)
         if point.result != "converged":
             point = solve(program, self.theta)
         if point.result != "converged":
@@ -120,7 +120,7 @@ def threshold(
 ) -> Threshold:
     """Values of a setting at which influences change sign.
 
-    The influence is evaluated exactly on a grid (stable points continued from value to value) and every sign change is refined by
+    The influence is evaluated exactly on a grid (stable points followed from the present value outwards) and every sign change is refined by
     Brent's method to 1e-8 of the range. An influence that only touches zero, at an end of the range say, does not flip. Two roots
     between neighbouring grid points are not seen: refine the grid where that matters.
 
@@ -141,7 +141,13 @@ def threshold(
     alignment = np.full((grid, n), np.nan)
     notes: dict[float, str] = {}
     thetas: dict[int, torch.Tensor] = {}
-    for g, value in enumerate(values):
+    # from the present value outwards, so that the stable point is followed and not jumped to
+    here = int(np.abs(values - settings.get(eco, path)).argmin())
+    begin = mover.theta, mover.last
+    for done, g in enumerate([*range(here, grid), *range(here - 1, -1, -1)]):
+        value = values[g]
+        if g == here - 1:
+            mover.theta, mover.last = begin
         try:
             _, at = mover.at({path: float(value)})
         except (NotStableError, SettingError) as error:
@@ -151,7 +157,7 @@ def threshold(
             alignment[g] = at.program.alignment(at.theta)[at.program.primary].numpy()
             thetas[g] = at.theta
         if progress:
-            progress(g + 1, grid)
+            progress(done + 1, grid)
     roots: dict[tuple[int, int], list[float]] = {}
     for k, i in pairs or [(k, i) for k in range(n) for i in range(n)]:
         roots[k, i] = []
