@@ -120,7 +120,7 @@ def threshold(
 ) -> Threshold:
     """Values of a setting at which influences change sign.
 
-    The influence is evaluated exactly on a grid (stable points followed from the present value outwards) and every sign change is refined by
+    The influence is evaluated exactly on a grid (stable points followed from today's value) and every sign change is refined by
     Brent's method to 1e-8 of the range. An influence that only touches zero, at an end of the range say, does not flip. Two roots
     between neighbouring grid points are not seen: refine the grid where that matters.
 
