@@ -15,7 +15,6 @@ sensitivity and cross-influence matrices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -249,8 +248,3 @@ def setting_response(eco: schema.Ecosystem, found: Influence, path: str) -> Tens
         for source, rate in moves.items():
             change += rate * found.lin.setting_gradient(f"{model}.sources.{source}.weight")
     return found.lin.solve(-change[:, None]).value[:, 0]
-
-
-def names_of(program: Program, indices: Sequence[int]) -> list[str]:
-    """Model names at ``indices``."""
-    return [program.names[i] for i in indices]
