@@ -55,3 +55,7 @@ class NotStableError(CrossfeedError):
 
 class NotAvailableError(CrossfeedError):
     """A quantity that has no stated closed form for this ecosystem; says why and what to use."""
+
+
+class CheckFailedError(CrossfeedError):
+    """A live check of a retraining run was violated: says which, in which round and model, and what to do."""

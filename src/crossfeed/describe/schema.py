@@ -7,48 +7,27 @@ bounds. What needs two places of the spec to be seen (names, sums, dimensions) i
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from crossfeed.describe.arrays import FINITE, Array, Candidates, Columns, Count, Labels, Number, Positive, Share, Whole
-
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^.\[\]\s][^.\[\]\n]*$")]
-
-
-class Node(BaseModel):
-    """Base of every spec node: frozen, no unknown keys, arrays as read-only NumPy arrays."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-
-    def __init__(self, **fields: Any) -> None:
-        try:
-            super().__init__(**fields)
-        except ValidationError as error:
-            from crossfeed.describe.check import problems_of
-
-            raise problems_of(error, type(self)) from None
-
-    # Marks the method above as pydantic's own, so that nodes inside nodes are validated in one pass with all errors.
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
-
-
-def _beside(file: str, info: ValidationInfo) -> str:
-    """A file named in a spec is beside the spec; built-in samples are left as they are."""
-    folder = (info.context or {}).get("folder")
-    return file if folder is None or file.startswith("sample:") else str(Path(folder) / file)
-
+from crossfeed.describe.network_nodes import (
+    CausalLM,
+    Diffusion,
+    Flow,
+    MixtureData,
+    ParaphraseReward,
+    PreferencesData,
+    Pretraining,
+    RewardModel,
+    RunOptions,
+    SummaryReward,
+    Text,
+    TextsData,
+    Training,
+)
+from crossfeed.describe.node import File, Name, Node
 
 # --- what an outcome is ---------------------------------------------------------------------------------------------
 
@@ -68,9 +47,7 @@ class Images(Node):
     """Photographs as outcomes: each image, or with ``cells``, each cell of colour statistics is an outcome."""
 
     kind: Literal["images"] = "images"
-    file: Annotated[str, AfterValidator(_beside)] = Field(
-        description="Parquet in the hub's image schema, .npy (n, h, w, 3), or `sample:cifar10`."
-    )
+    file: File = Field(description="Parquet in the hub's image schema, .npy (n, h, w, 3), or `sample:cifar10`.")
     image_column: str = Field(default="img", description="Parquet column with the images.")
     label_column: str | None = Field(default="label", description="Parquet column with integer labels; null for none.")
     rows: Count | None = Field(
@@ -79,6 +56,9 @@ class Images(Node):
     cells: dict[Literal["hue", "saturation", "brightness"], Count] | None = Field(
         default=None,
         description="Merge images into cells: this many equal-mass bins by statistic. Null: each image is an outcome.",
+    )
+    size: Count | None = Field(
+        default=None, description="Networks: photographs are resized to size × size; null keeps their own size."
     )
 
 
@@ -99,7 +79,7 @@ class Regression(Node):
     outputs: Annotated[int, Field(ge=1), FINITE] = Field(description="Dimension of y.")
 
 
-Space = Annotated[Outcomes | Images | Vectors | Regression, Field(discriminator="kind")]
+Space = Annotated[Outcomes | Images | Vectors | Regression | Text, Field(discriminator="kind")]
 
 
 # --- real data and input domains ------------------------------------------------------------------------------------
@@ -154,7 +134,16 @@ class TeacherData(Node):
 
 
 Data = Annotated[
-    RowsData | MomentsData | DistributionData | ImagesData | PairsData | TeacherData, Field(discriminator="kind")
+    RowsData
+    | MomentsData
+    | MixtureData
+    | DistributionData
+    | ImagesData
+    | PairsData
+    | TeacherData
+    | TextsData
+    | PreferencesData,
+    Field(discriminator="kind"),
 ]
 
 
@@ -223,12 +212,21 @@ class CallableReward(Node):
     kind: Literal["callable"] = "callable"
     function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] = Field(
         description="Takes a float64 tensor, (m, dim) vectors, (m, c) coordinates, (m, inputs + outputs) pairs "
-        "or (m, 3, h, w) images in [0, 1], and returns (m,); differentiable by torch."
+        "or (m, 3, h, w) images in [0, 1], and returns (m,); differentiable by torch. Text: two lists of m strings, "
+        "inputs and answers, and returns m numbers."
     )
 
 
 Reward = Annotated[
-    LinearReward | QuadraticReward | TableReward | HueBandReward | CallableReward, Field(discriminator="kind")
+    LinearReward
+    | QuadraticReward
+    | TableReward
+    | HueBandReward
+    | SummaryReward
+    | ParaphraseReward
+    | RewardModel
+    | CallableReward,
+    Field(discriminator="kind"),
 ]
 
 
@@ -284,7 +282,10 @@ class LinearGaussian(Node):
     noise: Array = Field(default=1.0, validate_default=True, description="Number, diagonal (outputs,) or matrix.")
 
 
-Family = Annotated[Categorical | LogLinear | GaussianMean | Gaussian | LinearGaussian, Field(discriminator="kind")]
+Family = Annotated[
+    Categorical | LogLinear | GaussianMean | Gaussian | LinearGaussian | Flow | Diffusion | CausalLM,
+    Field(discriminator="kind"),
+]
 
 
 # --- sources --------------------------------------------------------------------------------------------------------
@@ -357,7 +358,14 @@ class Curated(Pick, SourceBase):
     map: Affine | None = Field(default=None, description="Vectors and regression: applied to what the source delivers.")
 
 
-Source = Annotated[Real | Raw | Curated, Field(discriminator="kind")]
+class Picks(SourceBase):
+    """Picks that people made before, read from a file: the chosen answers, counted as curated (text)."""
+
+    kind: Literal["picks"] = "picks"
+    data: Name = Field(description="Name under `data`, of kind `preferences`.")
+
+
+Source = Annotated[Real | Raw | Curated | Picks, Field(discriminator="kind")]
 
 
 # --- models, orders, the whole --------------------------------------------------------------------------------------
@@ -369,6 +377,12 @@ class Evaluation(Node):
     name: Name = Field(description="What the report calls it.")
     reward: Name | None = Field(default=None, description="Null: the model's own people's reward.")
     domain: Name | None = Field(default=None, description="Regression: where x comes from; null: the model's domain.")
+    data: Name | None = Field(
+        default=None, description="Networks: whose inputs are answered; null: the model's own real data's."
+    )
+    samples: Count | None = Field(
+        default=None, description="Networks: outputs a round; null: `run.evaluation_samples`."
+    )
 
 
 class Model(Node):
@@ -392,6 +406,14 @@ class Model(Node):
     )
     start: Array | None = Field(
         default=None, description="Initial parameters; null: fitted to the model's real data, else drawn near zero."
+    )
+    train: Training | None = Field(default=None, description="Networks: how a round trains the model; needed there.")
+    pretrain: Pretraining | None = Field(default=None, description="Networks: training on real data before round 1.")
+    checkpoint: File | None = Field(
+        default=None, description="Networks: start from these parameters, a .safetensors file of an earlier run."
+    )
+    per_round: Count | None = Field(
+        default=None, description="Networks: this model's training set, samples a round; null: `samples.per_round`."
     )
 
 
@@ -461,9 +483,10 @@ class Samples(Node):
     """Finite-sample rounds."""
 
     per_round: Count = Field(default=1000, description="n: new samples a model and round.")
-    counts: Literal["multinomial", "fixed"] = Field(
-        default="multinomial",
-        description="How many come from each source: at random by weight, or fixed by largest remainder.",
+    counts: Literal["multinomial", "fixed"] | None = Field(
+        default=None,
+        description="How many come from each source: at random by weight, or fixed by largest remainder. "
+        "Null: fixed for networks, multinomial otherwise.",
     )
     regime: Literal["replace", "accumulate", "subsample"] = Field(
         default="replace", description="Train on the new samples, on all so far, or on n drawn from all so far."
@@ -519,6 +542,12 @@ class Ecosystem(Node):
     update: Update = Field(default_factory=Update, description="How a round updates the models.")
     samples: Samples = Field(default_factory=Samples, description="How many samples a round draws.")
     audit: AuditOptions = Field(default_factory=AuditOptions, description="What the audit adds to its contents.")
+    run: RunOptions = Field(default_factory=RunOptions, description="Networks: how the loop is run and recorded.")
+    scales: dict[Name, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Named sets of changes to this spec, chosen with `--scale NAME`: path and new value; `*` stands for "
+        "every key, e.g. `models.*.train.steps: 50`.",
+    )
 
     def __init__(self, **fields: Any) -> None:
         from crossfeed.describe.check import check
@@ -539,6 +568,11 @@ class Ecosystem(Node):
     def num_models(self) -> int:
         """N."""
         return len(self.models)
+
+    @property
+    def networks(self) -> list[str]:
+        """Names of the models that are networks: trained by an optimiser, sampled, never solved."""
+        return [name for name, model in self.models.items() if isinstance(model.family, (Flow, Diffusion, CausalLM))]
 
     @property
     def names(self) -> list[str]:

@@ -397,7 +397,7 @@ def finite_samples(eco: Ecosystem, program: Program, point: StablePoint, found: 
         "available": False,
         "reason": "",
         "n": eco.samples.per_round,
-        "counts": eco.samples.counts,
+        "counts": eco.samples.counts or "multinomial",
         "models": [],
         "smallest_n": [],
         "confidence": eco.audit.confidence,

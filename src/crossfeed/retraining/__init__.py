@@ -1,0 +1,1 @@
+"""The retraining loop of real networks: draw, generate, curate, train, evaluate, round after round."""
