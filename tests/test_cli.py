@@ -51,6 +51,7 @@ def fake_ecosystem():
     }
     return SimpleNamespace(
         models=models,
+        networks=[],
         rewards={"r": None},
         space=SimpleNamespace(kind="vectors"),
         audit=SimpleNamespace(rounds=40),
@@ -96,7 +97,7 @@ def calls(monkeypatch, tmp_path):
 def failing(monkeypatch, error):
     """``load`` raises this error."""
 
-    def load(path, allow_code=False):
+    def load(path, **options):
         raise error
 
     monkeypatch.setattr(sys.modules["crossfeed.describe.load"], "load", load)
@@ -183,14 +184,14 @@ def test_audit_writes_both_files_and_ends_with_the_path(calls, capsys):
     assert out == "summary of the audit\nreport: crossfeed-two/report.html\n"
     assert err == ""  # no progress where there is no terminal
     assert sorted(p.name for p in Path("crossfeed-two").iterdir()) == ["audit.json", "report.html"]
-    assert calls["load"] == ((Path("specs/two.yaml"),), {"allow_code": False})
+    assert calls["load"] == ((Path("specs/two.yaml"),), {"allow_code": False, "scale": None, "overrides": {}})
     assert calls["audit"][1]["command"] == "crossfeed audit specs/two.yaml"
 
 
 def test_audit_passes_options_on(calls, capsys):
     assert main(["audit", "my spec.yaml", "--out", "deep/er", "--allow-code", "--quiet"]) == 0
     assert capsys.readouterr().out == "report: deep/er/report.html\n"
-    assert calls["load"][1] == {"allow_code": True}
+    assert calls["load"][1] == {"allow_code": True, "scale": None, "overrides": {}}
     assert calls["audit"][1]["command"] == "crossfeed audit 'my spec.yaml' --allow-code"
 
 

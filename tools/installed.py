@@ -18,8 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def wanted() -> dict[str, str]:
     """Package and version for all that must be there; an empty version where any will do."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    required = project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
+    required = project["dependencies"] + [text for texts in extras.values() for text in texts]
     versions = {re.split(r"[^\w.-]", text, maxsplit=1)[0].lower(): "" for text in required}
+    versions.pop("crossfeed", None)  # an extra that names other extras
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         name, _, version = line.partition("#")[0].strip().partition("==")
         if name:

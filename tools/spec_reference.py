@@ -39,7 +39,20 @@ line and the path of every problem. `crossfeed schema` prints the JSON Schema th
 `p.curation` (the share of curated data of model p; what is not curated, or what `gives_way`, shrinks), `p.cross_share`
 (the share of p's curated data that other models made), `p.ridge`, `p.sources.NAME.weight` (the other sources give way
 in proportion), and of one source `sampling_temperature`, `candidates`, `temperature`, `noise`, `other_share`, and of a
-later stage `then.temperature` and so on.
+later stage `then.temperature` and so on. Picks from a file count as curated, and as nobody's outputs.
+
+**Networks.** Models of the families `flow` (vectors), `diffusion` (images) and `causal_lm` (text) are trained, sampled and
+retrained by `crossfeed run`; all models are networks, or none. They need `train`; their first inputs are those of
+`pretrain.data`, or of their real sources. `ridge`, `start`, `update.steps`, `candidates: inf` and what `audit` adds are for
+closed-form families only; keys that say "Networks" for networks only.
+
+**Scales.** `scales` holds named sets of changes, applied by `--scale NAME`; `--set PATH=VALUE` changes one more place, or a
+setting. A path is keys joined by dots with entries of lists in brackets; `*` is every key or entry:
+`models.*.train.steps`, `models.p.sources[0].weight`, `run.rounds`. After a `*` only what is written changes, up to the
+last key.
+
+**Hubs.** `hub:NAME:SPLIT` or `hub:NAME:CONFIG:SPLIT` as a file is a data set on a hub, read by the `datasets` library; a
+model's `pretrained` is a folder beside the spec, or a name on a hub.
 """
 
 SECTIONS = {
@@ -52,6 +65,7 @@ SECTIONS = {
     "Families": "Under `family` of a model.",
     "Sources": "In the list `sources` of a model.",
     "Update": "Under `update`: who is retrained when, and how far.",
+    "Training and running": "Of networks: under `train` and `pretrain` of a model, and under `run`.",
     "Samples and audit": "Under `samples` and `audit`.",
 }
 
@@ -76,10 +90,21 @@ audit:
 """,
     "Outcomes": "kind: outcomes\nlabels: [plain, pretty]\ncoordinates: [[0, 0], [0, 1]]\n",
     "Images": "kind: images\nfile: sample:cifar10\ncells: {hue: 8, brightness: 4}\n",
+    "Text": "kind: text\n",
     "Vectors": "kind: vectors\ndim: 24\n",
     "Regression": "kind: regression\ninputs: 3\noutputs: 1\n",
     "RowsData": "kind: rows\nrows: [[0.1, 0.2], [0.3, 0.4]]\n",
     "MomentsData": "kind: moments\nmean: [0, 0]\ncov: [[1, 0.2], [0.2, 1]]\n",
+    "MixtureData": "kind: mixture\nmeans: [[1, 0], [-1, 0]]\nstd: 0.1\nweights: [3, 1]\n",
+    "TextsData": """\
+kind: texts
+file: news.parquet
+input_column: article
+answer_column: summary
+template: "Summarise in one line: {input}"
+rows: 2000
+""",
+    "PreferencesData": "kind: preferences\nfile: hub:trl-lib/tldr-preference:train\nrows: 1000\n",
     "DistributionData": "kind: distribution\nweights: [3, 2, 1]\n",
     "ImagesData": "kind: images\nlabels: [0, 8]\n",
     "PairsData": "kind: pairs\nx: [[1, 0], [1, 2]]\ny: [0.5, 1.5]\n",
@@ -90,6 +115,9 @@ audit:
     "QuadraticReward": "kind: quadratic\nmatrix: -0.18\nvector: [1, 0]\n",
     "TableReward": "kind: table\nvalues: [0, 1, -1]\n",
     "HueBandReward": "kind: hue_band\nbands: [[0.92, 1], [0, 0.17]]\nrealism_weight: 0.5\n",
+    "SummaryReward": "kind: summary\nlength: 12\n",
+    "ParaphraseReward": "kind: paraphrase\ncopy_target: 0.2\n",
+    "RewardModel": "kind: reward_model\npretrained: reward-model\n",
     "CallableReward": "kind: callable\nfunction: my_rewards:brightness\n",
     "Model": """\
 family: {kind: categorical}
@@ -108,6 +136,29 @@ sources:
     "GaussianMean": "kind: gaussian_mean\ncov: 0.04\n",
     "Gaussian": "kind: gaussian\n",
     "LinearGaussian": "kind: linear_gaussian\nnoise: 0.25\n",
+    "Flow": "kind: flow\nwidth: 32\n",
+    "Diffusion": "kind: diffusion\nchannels: [32, 64, 64, 128]\nsampling_steps: 30\n",
+    "CausalLM": """\
+kind: causal_lm
+pretrained: HuggingFaceTB/SmolLM2-135M-Instruct
+lora: {rank: 16, alpha: 32, dropout: 0.05}
+system: You write one-line summaries.
+max_new_tokens: 48
+""",
+    "FreshLM": "width: 64\nlayers: 2\n",
+    "Lora": "rank: 16\nalpha: 32\ntarget: [q_proj, v_proj]\n",
+    "Picks": "kind: picks\ndata: votes\nweight: 0.1\n",
+    "Training": """\
+steps: 4000
+batch_size: 64
+accumulate: 4
+learning_rate: 0.0002
+weight_decay: 0.0005
+decay_from: 40
+""",
+    "Pretraining": "data: photographs\nsteps: 80000\nbatch_size: 256\n",
+    "RunOptions": "rounds: 55\nevaluation_samples: 2000\nstop: {collapse: 0.05}\n",
+    "Stop": "collapse: 0.05\npatience: 3\n",
     "Real": "kind: real\ndata: web\nweight: 0.5\n",
     "Raw": "kind: raw\nproducer: q\nweight: 0.2\nsampling_temperature: 0.9\n",
     "Curated": """\
@@ -136,14 +187,45 @@ then: {curator: calm, candidates: 2}
 
 _ORDER = {
     "The whole": ["Ecosystem"],
-    "Space": ["Outcomes", "Images", "Vectors", "Regression"],
-    "Data": ["RowsData", "DistributionData", "MomentsData", "ImagesData", "PairsData", "TeacherData"],
+    "Space": ["Outcomes", "Images", "Vectors", "Regression", "Text"],
+    "Data": [
+        "RowsData",
+        "DistributionData",
+        "MomentsData",
+        "MixtureData",
+        "ImagesData",
+        "PairsData",
+        "TeacherData",
+        "TextsData",
+        "PreferencesData",
+    ],
     "Domains": ["PointsDomain", "GaussianDomain"],
-    "Rewards": ["LinearReward", "QuadraticReward", "TableReward", "HueBandReward", "CallableReward"],
+    "Rewards": [
+        "LinearReward",
+        "QuadraticReward",
+        "TableReward",
+        "HueBandReward",
+        "SummaryReward",
+        "ParaphraseReward",
+        "RewardModel",
+        "CallableReward",
+    ],
     "Models": ["Model", "Evaluation"],
-    "Families": ["Categorical", "LogLinear", "GaussianMean", "Gaussian", "LinearGaussian"],
-    "Sources": ["Real", "Raw", "Curated", "Pick", "Affine"],
+    "Families": [
+        "Categorical",
+        "LogLinear",
+        "GaussianMean",
+        "Gaussian",
+        "LinearGaussian",
+        "Flow",
+        "Diffusion",
+        "CausalLM",
+        "FreshLM",
+        "Lora",
+    ],
+    "Sources": ["Real", "Raw", "Curated", "Picks", "Pick", "Affine"],
     "Update": ["Update", "Simultaneous", "Sequential", "Cycle", "RandomOrder", "GradientSteps"],
+    "Training and running": ["Training", "Pretraining", "RunOptions", "Stop"],
     "Samples and audit": ["Samples", "AuditOptions", "Change", "ThresholdQuery"],
 }
 

@@ -29,25 +29,27 @@ if TYPE_CHECKING:
     from crossfeed.describe.schema import *  # noqa: F403
     from crossfeed.dynamics.compile import compile_ecosystem as compile_ecosystem
     from crossfeed.dynamics.linearise import linearise as linearise
-    from crossfeed.dynamics.run import run as run
     from crossfeed.dynamics.stable import solve as solve
     from crossfeed.dynamics.sweep import sweep as sweep
     from crossfeed.influence.threshold import threshold as threshold
     from crossfeed.report.audit import Audit as Audit
     from crossfeed.report.audit import audit as audit
+    from crossfeed.verbs import run as run
 
 __version__ = "0.1.0"
 
-_SCHEMA = """Affine AuditOptions CallableReward Categorical Change Curated Cycle DistributionData Ecosystem Evaluation Gaussian
-GaussianDomain GaussianMean GradientSteps HueBandReward Images ImagesData LinearGaussian LinearReward LogLinear Model MomentsData
-Outcomes PairsData Pick PointsDomain QuadraticReward RandomOrder Raw Real Regression RowsData Samples Sequential Simultaneous
-TableReward TeacherData ThresholdQuery Update Vectors"""
+_SCHEMA = """Affine AuditOptions CallableReward Categorical CausalLM Change Curated Cycle Diffusion DistributionData
+Ecosystem Evaluation Flow FreshLM Gaussian GaussianDomain GaussianMean GradientSteps HueBandReward Images ImagesData
+LinearGaussian LinearReward LogLinear Lora MixtureData Model MomentsData Outcomes PairsData ParaphraseReward Pick
+Picks PointsDomain PreferencesData Pretraining QuadraticReward RandomOrder Raw Real Regression RewardModel RowsData
+RunOptions Samples Sequential Simultaneous Stop SummaryReward TableReward TeacherData Text TextsData ThresholdQuery
+Training Update Vectors"""
 _HOME = dict.fromkeys(_SCHEMA.split(), "crossfeed.describe.schema") | {
     "load": "crossfeed.describe.load",
     "compile_ecosystem": "crossfeed.dynamics.compile",
     "linearise": "crossfeed.dynamics.linearise",
     "solve": "crossfeed.dynamics.stable",
-    "run": "crossfeed.dynamics.run",
+    "run": "crossfeed.verbs",
     "sweep": "crossfeed.dynamics.sweep",
     "threshold": "crossfeed.influence.threshold",
     "audit": "crossfeed.report.audit",

@@ -87,3 +87,22 @@ def test_plain_keeps_what_a_reader_needs():
     assert plain("Θ ≤ 1\n\tünï 猫") == "Θ ≤ 1\n\tünï 猫"
     assert plain("\x00\x1b\x7f\x85\x9b\u202e\u2066") == ""
     assert plain(3) == "3"
+
+
+def test_stages_that_differ_in_numbers_share_a_line(terminal, monkeypatch):
+    from rich.progress import Progress as Bars
+
+    lines = []
+    add = Bars.add_task
+    monkeypatch.setattr(
+        Bars, "add_task", lambda self, what, **options: lines.append(what) or add(self, what, **options)
+    )
+    screen = terminal()
+    with progress() as report:
+        report("round 2/10 · q: training", 5, 5)
+        report("rounds", 2, 10)
+        report("round 3/10 · p: generating · 41/s", 1, 7)
+        report("rounds · about 2 min left", 2, 10)
+    assert lines == ["round 2/10 · q: training", "rounds"]
+    assert "round 3/10 · p: generating · 41/s" in screen.getvalue()
+    assert "rounds · about 2 min left" in screen.getvalue()

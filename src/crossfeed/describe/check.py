@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from crossfeed.describe import schema as s
 from crossfeed.describe import settings
 from crossfeed.describe.curation import pick_complaints
+from crossfeed.describe.networks import mixed, model_complaints, whole_complaints
 from crossfeed.describe.sizes import (
     Layout,
     data_complaints,
@@ -60,19 +61,24 @@ def problems_of(error: ValidationError, node: type[BaseModel] | None = None) -> 
 
 def complaints(eco: s.Ecosystem) -> list[Complaint]:
     """Every problem of an ecosystem whose fields are valid one by one."""
-    layout, found = layout_of(eco.space)
-    notes = _Notes(found)
-    sound: dict[str, s.Reward] = {}
-    if layout is not None:
-        sound = _definitions(notes, eco, layout)
-    fitting = {name for name in eco.models if layout is not None and _family(notes, eco, name, layout)}
+    layout, found = layout_of(eco.space, bool(eco.networks))
+    notes, families = _Notes(found), _Notes([])
+    fitting = {name for name in eco.models if layout is not None and _family(families, eco, name, layout)}
+    both = mixed(eco, fitting)
+    sound = {} if layout is None or both else _definitions(notes, eco, layout)
+    notes.found += families.found + both
     people = {name: model.reward for name, model in eco.models.items() if model.reward in eco.rewards}
     for name in eco.models:
         _model(notes, eco, name, layout, sound, fitting, people)
+        if name in fitting and not both:
+            notes.found += model_complaints(eco, name)
     if layout is not None:
         _domains(notes, eco, layout)
     _order(notes, eco)
-    _audit(notes, eco, layout, sound, fitting, people)
+    if fitting and not both:
+        notes.found += whole_complaints(eco)
+    if not eco.networks:
+        _audit(notes, eco, layout, sound, fitting, people)
     return notes.all()
 
 
@@ -157,6 +163,9 @@ def _model(
             if source.data not in eco.data:
                 notes.name((*at, "data"), source.data, "data", eco.data)
             continue
+        if isinstance(source, s.Picks):
+            _picks(notes, eco, at, source)
+            continue
         if source.producer not in eco.models:
             notes.name((*at, "producer"), source.producer, "models", eco.models)
         if source.map is not None and layout is not None:
@@ -170,6 +179,22 @@ def _model(
                 producer = eco.models[source.producer] if source.producer in fitting else None
                 notes.found += pick_complaints(at, source, people.get(source.producer), producer, sound, layout)
     _evaluations(notes, eco, loc, model)
+    pretrain = model.pretrain
+    if pretrain is not None and pretrain.data is not None and pretrain.data not in eco.data:
+        notes.name((*loc, "pretrain", "data"), pretrain.data, "data", eco.data)
+
+
+def _picks(notes: _Notes, eco: s.Ecosystem, at: Loc, source: s.Picks) -> None:
+    """Picks that people made before are answers in words, in data of their own kind."""
+    if not isinstance(eco.space, s.Text):
+        notes.add(
+            (*at, "kind"), f"'picks' with a space of {eco.space.kind}", "a space of text, or another kind of source"
+        )
+    elif source.data not in eco.data:
+        notes.name((*at, "data"), source.data, "data", eco.data)
+    elif not isinstance(eco.data[source.data], s.PreferencesData):
+        found = f"{short(source.data)}, which is of kind {eco.data[source.data].kind!r}"
+        notes.add((*at, "data"), found, "data of kind 'preferences', or a source of kind 'real'")
 
 
 def _weights(notes: _Notes, loc: Loc, model: s.Model) -> None:
@@ -203,10 +228,12 @@ def _source_names(notes: _Notes, loc: Loc, model: s.Model) -> None:
         return
     names = s.source_names(model)
     if model.gives_way not in names:
-        options = [n for n, source in zip(names, model.sources, strict=True) if not isinstance(source, s.Curated)]
+        options = [
+            n for n, source in zip(names, model.sources, strict=True) if not isinstance(source, (s.Curated, s.Picks))
+        ]
         need = known(["proportional", *options], model.gives_way).removeprefix("need ")
         notes.add((*loc, "gives_way"), f"the unknown source {short(model.gives_way)}", need)
-    elif isinstance(model.sources[names.index(model.gives_way)], s.Curated):
+    elif isinstance(model.sources[names.index(model.gives_way)], (s.Curated, s.Picks)):
         found = f"the curated source {short(model.gives_way)}"
         notes.add(
             (*loc, "gives_way"), found, "a source that is not curated, or `proportional`: curated data grows instead"
@@ -226,6 +253,8 @@ def _evaluations(notes: _Notes, eco: s.Ecosystem, loc: Loc, model: s.Model) -> N
         seen.add(evaluation.name)
         if evaluation.reward is not None and evaluation.reward not in eco.rewards:
             notes.name((*at, "reward"), evaluation.reward, "rewards", eco.rewards)
+        if evaluation.data is not None and evaluation.data not in eco.data:
+            notes.name((*at, "data"), evaluation.data, "data", eco.data)
 
 
 def _domains(notes: _Notes, eco: s.Ecosystem, layout: Layout) -> None:
@@ -240,7 +269,7 @@ def _domains(notes: _Notes, eco: s.Ecosystem, layout: Layout) -> None:
         named: list[tuple[Loc, str | None]] = [((*loc, "domain"), model.domain)]
         for index, source in enumerate(model.sources):
             at: Loc = (*loc, "sources", index)
-            if isinstance(source, s.Real):
+            if isinstance(source, (s.Real, s.Picks)):
                 if source.domain is not None and regression:
                     notes.add(
                         (*at, "domain"), f"{short(source.domain)} for real data", "none: real data has its own inputs"

@@ -61,7 +61,7 @@ def _best(loc: Loc, stage: s.Pick, rewards: list[s.Reward], number: int, at: Lay
         return [
             Complaint(where, "found 0 with infinitely many candidates", "need a temperature > 0, or a finite number")
         ]
-    if at.kind not in _CONTINUOUS:
+    if at.kind not in _CONTINUOUS or at.networks:
         return []
     if number > 1:
         found = "found 0 (best of K) in several stages of picking"

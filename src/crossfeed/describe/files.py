@@ -88,7 +88,7 @@ def _request(spec: dict[str, Any]) -> tuple[str, str | None, list[str] | None]:
     return name, key, columns
 
 
-def check_file(path: Path, name: str) -> None:
+def check_file(path: Path, name: str, holds: str = "numbers") -> None:
     """Raise a DataError unless ``path`` is an ordinary, readable, non-empty file."""
     try:
         if path.is_dir():
@@ -101,7 +101,7 @@ def check_file(path: Path, name: str) -> None:
             raise data_error(f"{name!r}, which is no ordinary file", "a file")
         with path.open("rb") as file:
             if not file.read(1):
-                raise data_error(f"{name!r}, which is empty", "a file with numbers")
+                raise data_error(f"{name!r}, which is empty", f"a file with {holds}")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise data_error(f"{name!r}, which cannot be read ({reason})", "a readable file") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,14 @@ from pydantic import ValidationError
 
 from crossfeed.describe import reader
 from crossfeed.describe.check import complaints
+from crossfeed.describe.overrides import (
+    OVERRIDE,
+    PathError,
+    apply_overrides,
+    apply_scale,
+    apply_settings,
+    scale_complaints,
+)
 from crossfeed.describe.schema import CallableReward, Ecosystem
 from crossfeed.describe.translate import complaints_of
 from crossfeed.describe.wording import Complaint, did_you_mean, short
@@ -19,7 +28,13 @@ from crossfeed.errors import Problem, SpecError
 MAX_BYTES = 1 << 25
 
 
-def load(path: str | os.PathLike[str], *, allow_code: bool = False) -> Ecosystem:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    allow_code: bool = False,
+    scale: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Ecosystem:
     """Read a spec: YAML or JSON, with the arrays in files beside it.
 
     Nothing in the file is ever executed; a reward that names a Python function is refused unless code is allowed, and
@@ -28,6 +43,9 @@ def load(path: str | os.PathLike[str], *, allow_code: bool = False) -> Ecosystem
     Args:
         path: The spec.
         allow_code: Accept rewards that name Python functions.
+        scale: Which of the spec's ``scales`` to apply; None for the spec as it stands.
+        overrides: Changes on top, path and value: places in the spec (``models.*.train.steps``, ``run.rounds``), or settings
+            (``p.curation``), which move what must give way.
 
     Returns:
         The validated, frozen ecosystem.
@@ -62,11 +80,23 @@ def load(path: str | os.PathLike[str], *, allow_code: bool = False) -> Ecosystem
         raise SpecError([Problem("", found, need, file, marks.line)])
 
     def located(found: list[Complaint]) -> SpecError:
-        problems = [complaint.problem(file, marks.at(complaint.loc)) for complaint in found]
+        problems = []
+        for complaint in found:
+            line = marks.at(complaint.loc)
+            problems.append(complaint.problem(file, line) if line else complaint.problem(OVERRIDE))
         return SpecError(sorted(problems, key=lambda problem: problem.line or 0))
 
+    odd = scale_complaints(value)
+    if odd:
+        raise located(odd)
+    if scale is not None:
+        try:
+            value, marks = apply_scale(value, marks, scale)
+        except PathError as error:
+            raise located([Complaint(("scales",), error.found, error.need)]) from None
+    value, marks, left = apply_overrides(value, marks, overrides or {})
     eco = Ecosystem.__new__(Ecosystem)
-    folder = str(Path(file).parent)
+    folder = os.path.dirname(os.path.abspath(file))
     try:  # as BaseModel.__init__ does, but with the folder that file names start from
         Ecosystem.__pydantic_validator__.validate_python(value, self_instance=eco, context={"folder": folder})
     except ValidationError as error:
@@ -74,6 +104,11 @@ def load(path: str | os.PathLike[str], *, allow_code: bool = False) -> Ecosystem
     wrong = complaints(eco) + ([] if allow_code else _code(eco))
     if wrong:
         raise located(wrong)
+    if left:
+        eco = apply_settings(eco, left)
+        wrong = complaints(eco)
+        if wrong:
+            raise SpecError([complaint.problem(OVERRIDE) for complaint in wrong])
     return eco
 
 

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from crossfeed.describe.arrays import FINITE, Array, Columns, Count, Number, Positive, Share
-from crossfeed.describe.node import File, Name, Node
+from crossfeed.describe.node import File, Name, Node, Pretrained
 
 NonNegative = Annotated[float, Field(ge=0), FINITE]
+Decay = Annotated[float, Field(ge=0, lt=1), FINITE]
 Whole0 = Annotated[int, Field(ge=0), FINITE]
 Even = Annotated[int, Field(ge=2, multiple_of=2), FINITE]
 
@@ -46,10 +47,13 @@ class TextsData(Node):
 
 
 class PreferencesData(Node):
-    """Picks that people made: prompt, chosen and rejected, in TRL's preference format (text or chat messages)."""
+    """Picks that people made: prompt, chosen and rejected, in TRL's preference format (text or chat messages).
+
+    A prompt of one message is its content, a longer one becomes paragraphs `role: content`; an answer is one message.
+    """
 
     kind: Literal["preferences"] = "preferences"
-    file: File = Field(description="Parquet or JSONL, or `hub:NAME:SPLIT`.")
+    file: File = Field(description="Parquet, JSONL or CSV, or `hub:NAME:SPLIT`.")
     prompt_column: str = Field(default="prompt", description="Column of the prompts.")
     chosen_column: str = Field(default="chosen", description="Column of the answers that were picked.")
     rejected_column: str = Field(default="rejected", description="Column of the answers that were not.")
@@ -97,7 +101,7 @@ class RewardModel(Node):
     """A sequence classifier with one output, from a hub or a folder: its logit for prompt and answer."""
 
     kind: Literal["reward_model"] = "reward_model"
-    pretrained: str = Field(min_length=1, description="Name on a hub, or a folder.")
+    pretrained: Pretrained = Field(description="A folder beside the spec, or a name on a hub.")
     max_tokens: Count = Field(default=1024, description="Longer texts are cut at the front.")
     scale: Positive = Field(default=1.0, description="The logit is multiplied by it.")
 
@@ -119,7 +123,7 @@ class Diffusion(Node):
     """Class-conditional diffusion on images: noise-prediction loss (DDPM), DDIM sampling."""
 
     kind: Literal["diffusion"] = "diffusion"
-    pretrained: str | None = Field(
+    pretrained: Pretrained | None = Field(
         default=None, description="A diffusers checkpoint, name or folder; null: a new network of the sizes below."
     )
     channels: list[Count] = Field(default=[96, 192, 192, 384], min_length=1, description="Channels by level.")
@@ -142,7 +146,7 @@ class Lora(Node):
 
     rank: Count = Field(default=16, description="r")
     alpha: Positive = Field(default=32.0, description="α; the update is scaled by α/r.")
-    dropout: Annotated[float, Field(ge=0, lt=1), FINITE] = Field(default=0.0, description="On the adapters' inputs.")
+    dropout: Decay = Field(default=0.0, description="On the adapters' inputs.")
     target: str | list[str] = Field(default="all-linear", description="Layers, as peft names them.")
 
 
@@ -151,7 +155,7 @@ class FreshLM(Node):
 
     width: Even = Field(default=64, description="Hidden size.")
     layers: Count = Field(default=2, description="Transformer blocks.")
-    heads: Count = Field(default=4, description="Attention heads; divides the width.")
+    heads: Count = Field(default=4, description="Attention heads; the width is a multiple of twice their number.")
     vocabulary: Annotated[int, Field(ge=260), FINITE] = Field(default=512, description="Tokens, bytes included.")
 
 
@@ -159,7 +163,9 @@ class CausalLM(Node):
     """Causal language model; loss −log q of the answer's tokens given the prompt."""
 
     kind: Literal["causal_lm"] = "causal_lm"
-    pretrained: str | None = Field(default=None, description="Name on a hub or a folder; null: `fresh`.")
+    pretrained: Pretrained | None = Field(
+        default=None, description="A folder beside the spec, or a name on a hub; null: `fresh`."
+    )
     gguf_file: str | None = Field(default=None, description="GGUF file in that folder or repository.")
     fresh: FreshLM | None = Field(default=None, description="A new network instead of a pretrained one.")
     lora: Lora | None = Field(default=None, description="Train adapters only; null: train every parameter.")
@@ -188,9 +194,9 @@ class Training(Node):
         default="adamw", description="AdamW, or plain stochastic gradient descent."
     )
     learning_rate: Positive = Field(default=1e-3, description="Peak learning rate.")
-    betas: tuple[Share, Share] = Field(default=(0.9, 0.999), description="AdamW's decay rates.")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="AdamW's decay rates.")
     weight_decay: NonNegative = Field(default=0.0, description="Decoupled weight decay (AdamW), or L2 (SGD).")
-    momentum: Annotated[float, Field(ge=0, lt=1), FINITE] = Field(default=0.0, description="SGD's momentum.")
+    momentum: Decay = Field(default=0.0, description="SGD's momentum.")
     gradient_clip: Positive | None = Field(default=1.0, description="Largest gradient norm; null: none.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="Within a round, down to 0."

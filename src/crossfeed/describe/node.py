@@ -13,7 +13,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^.\[\]\s][
 class Node(BaseModel):
     """Base of every spec node: frozen, no unknown keys, arrays as read-only NumPy arrays."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, ser_json_inf_nan="strings")
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -34,3 +34,13 @@ def beside(file: str, info: ValidationInfo) -> str:
 
 
 File = Annotated[str, AfterValidator(beside)]
+
+
+def hub_or_folder(name: str, info: ValidationInfo) -> str:
+    """A pretrained model: the folder of that name beside the spec where there is one, else what its hub calls it."""
+    folder = (info.context or {}).get("folder")
+    path = None if folder is None else Path(folder) / name
+    return str(path) if path is not None and path.is_dir() else name
+
+
+Pretrained = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(hub_or_folder)]

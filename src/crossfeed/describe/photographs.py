@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossfeed.describe.colour import Statistics, statistics
+from crossfeed.describe.hub import HUB, open_hub
 from crossfeed.describe.schema import Images
 from crossfeed.errors import DataError, Problem, SpecError
 
@@ -57,7 +58,7 @@ def read_images(space: Images, folder: str | Path | None = None, seed: int = 0) 
     ``label_column`` do, or holds a single array. When the spec does not write ``label_column``, the file may lack it.
 
     Args:
-        space: The space; ``rows`` draws that many rows without replacement and keeps their order.
+        space: The space; ``rows`` draws that many rows without replacement and keeps their order, ``size`` resizes.
         folder: Where a relative ``file`` starts; None for the working directory.
         seed: Seed of the draw of ``rows``.
 
@@ -74,17 +75,44 @@ def read_images(space: Images, folder: str | Path | None = None, seed: int = 0) 
         >>> photographs.pixels.shape, int((photographs.labels == 3).sum())
         ((2000, 32, 32, 3), 200)
     """
-    path = _locate(space.file, folder)
-    if path.suffix == ".parquet":
+    if space.file.startswith(HUB):
+        found = _read_hub(space, seed)
+    elif (path := _locate(space.file, folder)).suffix == ".parquet":
         found = _read_parquet(path, space, seed)
     elif path.suffix in {".npy", ".npz"}:
         found = _read_numpy(path, space, seed)
     else:
         raise _refuse("space.file", f"found {space.file}", "need a .parquet, .npy or .npz file, or sample:cifar10")
+    if space.size is not None:
+        found = replace(found, pixels=resized(found.pixels, space.size))
     for array in (found.pixels, found.rows, found.labels):
         if array is not None:
             array.setflags(write=False)
     return found
+
+
+def resized(pixels: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+    """(n, size, size, 3) of the same kind of number: averages over boxes where it shrinks, else bilinear; not cropped.
+
+    Example:
+        >>> black_and_white = np.array([[[[0] * 3, [255] * 3]] * 2], np.uint8)
+        >>> resized(black_and_white, 1).tolist()
+        [[[[128, 128, 128]]]]
+    """
+    from PIL import Image
+
+    height, width = pixels.shape[1:3]
+    if (height, width) == (size, size):
+        return pixels
+    rule = Image.Resampling.BOX if size <= min(height, width) else Image.Resampling.BILINEAR
+    out = np.empty((len(pixels), size, size, 3), pixels.dtype)
+    for image, target in zip(pixels, out, strict=True):
+        if pixels.dtype == np.uint8:
+            target[:] = np.asarray(Image.fromarray(image).resize((size, size), rule))
+        else:
+            for channel in range(3):
+                target[..., channel] = np.asarray(Image.fromarray(image[..., channel]).resize((size, size), rule))
+    return out
 
 
 def _refuse(path: str, found: str, need: str) -> SpecError:
@@ -162,6 +190,38 @@ def _read_parquet(path: Path, space: Images, seed: int) -> Photographs:
     except (pa.ArrowException, OSError) as error:
         message = f"space.file: {space.file} cannot be read as Parquet ({error}); need a whole Parquet file"
         raise DataError(message) from error
+    assert pixels is not None  # _draw_rows returns at least one row
+    return Photographs(pixels, labels, rows, names)
+
+
+def _read_hub(space: Images, seed: int) -> Photographs:
+    """A data set on a hub, as its Parquet file would be read."""
+    import datasets
+
+    try:
+        dataset = open_hub(space.file)
+    except DataError as error:
+        raise DataError(f"space.file: {error}") from None
+    columns = list(dataset.column_names)
+    if space.image_column not in columns:
+        need = f"{space.file} has the columns {', '.join(columns)}; name the one with the images"
+        raise _refuse("space.image_column", f"found {space.image_column}", need)
+    label_column = _label_column(space, columns, "columns")
+    names = tuple(getattr(dataset.features.get(label_column), "names", None) or ())
+    rows = _draw_rows(space, len(dataset), seed)
+    if isinstance(dataset.features[space.image_column], datasets.Image):
+        dataset = dataset.cast_column(space.image_column, datasets.Image(decode=False))
+    dataset = dataset.with_format("arrow")
+    pixels: npt.NDArray[Any] | None = None
+    labels = np.empty(len(rows), np.int64) if label_column else None
+    for start in range(0, len(rows), _BATCH):
+        here = rows[start : start + _BATCH]
+        table = dataset[here.tolist()].combine_chunks()
+        block = _images(table.column(space.image_column).chunk(0), here, space)
+        pixels = _allocate(pixels, block, len(rows), here, space)
+        pixels[start : start + len(here)] = block
+        if labels is not None:
+            labels[start : start + len(here)] = _labels(table.column(str(label_column)).chunk(0), here, space)
     assert pixels is not None  # _draw_rows returns at least one row
     return Photographs(pixels, labels, rows, names)
 

@@ -9,19 +9,22 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 
 from crossfeed.describe.arrays import FINITE, Array, Candidates, Columns, Count, Labels, Number, Positive, Share, Whole
 from crossfeed.describe.network_nodes import (
     CausalLM,
     Diffusion,
     Flow,
+    FreshLM,  # noqa: F401
+    Lora,  # noqa: F401
     MixtureData,
     ParaphraseReward,
     PreferencesData,
     Pretraining,
     RewardModel,
     RunOptions,
+    Stop,  # noqa: F401
     SummaryReward,
     Text,
     TextsData,
@@ -47,7 +50,9 @@ class Images(Node):
     """Photographs as outcomes: each image, or with ``cells``, each cell of colour statistics is an outcome."""
 
     kind: Literal["images"] = "images"
-    file: File = Field(description="Parquet in the hub's image schema, .npy (n, h, w, 3), or `sample:cifar10`.")
+    file: File = Field(
+        description="Parquet in the hub's image schema, .npy (n, h, w, 3), `hub:NAME:SPLIT`, or `sample:cifar10`."
+    )
     image_column: str = Field(default="img", description="Parquet column with the images.")
     label_column: str | None = Field(default="label", description="Parquet column with integer labels; null for none.")
     rows: Count | None = Field(
@@ -58,8 +63,17 @@ class Images(Node):
         description="Merge images into cells: this many equal-mass bins by statistic. Null: each image is an outcome.",
     )
     size: Count | None = Field(
-        default=None, description="Networks: photographs are resized to size × size; null keeps their own size."
+        default=None,
+        description="Photographs are resized to size × size (box averages down, bilinear up); null keeps their own size.",
     )
+
+    @model_serializer(mode="wrap")
+    def _as_asked(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A label column that nobody wrote may be missing from the file, so it is not written out either."""
+        out: dict[str, Any] = handler(self)
+        if "label_column" not in self.model_fields_set:
+            out.pop("label_column", None)
+        return out
 
 
 class Vectors(Node):
@@ -304,7 +318,9 @@ class Pick(Node):
     curator: Name | None = Field(
         default=None, description="Name of the reward that picks; null: the producer's people."
     )
-    candidates: Candidates = Field(default=2, description="K ≥ 1, or `inf` for exponential tilting by exp(r/τ).")
+    candidates: Candidates = Field(
+        default=2, description="K ≥ 1, or `inf` (closed-form families) for exponential tilting by exp(r/τ)."
+    )
     temperature: Annotated[float, Field(ge=0), FINITE] = Field(default=1.0, description="τ; 0 picks the best of K.")
     noise: Share = Field(default=0.0, description="Share of picks made uniformly at random.")
     other_curator: Name | None = Field(
@@ -345,7 +361,10 @@ class Raw(SourceBase):
 
     kind: Literal["raw"] = "raw"
     producer: Name = Field(description="The model whose outputs these are; the model itself for self-consumption.")
-    sampling_temperature: Positive = Field(default=1.0, description="The producer samples from q^(1/T), normalised.")
+    sampling_temperature: Positive = Field(
+        default=1.0,
+        description="The producer samples from q^(1/T), normalised; language models token by token, other networks at 1.",
+    )
     map: Affine | None = Field(default=None, description="Vectors and regression: applied to what the source delivers.")
 
 
@@ -354,7 +373,10 @@ class Curated(Pick, SourceBase):
 
     kind: Literal["curated"] = "curated"
     producer: Name = Field(description="The model whose outputs are offered.")
-    sampling_temperature: Positive = Field(default=1.0, description="The producer samples from q^(1/T), normalised.")
+    sampling_temperature: Positive = Field(
+        default=1.0,
+        description="The producer samples from q^(1/T), normalised; language models token by token, other networks at 1.",
+    )
     map: Affine | None = Field(default=None, description="Vectors and regression: applied to what the source delivers.")
 
 
@@ -378,7 +400,8 @@ class Evaluation(Node):
     reward: Name | None = Field(default=None, description="Null: the model's own people's reward.")
     domain: Name | None = Field(default=None, description="Regression: where x comes from; null: the model's domain.")
     data: Name | None = Field(
-        default=None, description="Networks: whose inputs are answered; null: the model's own real data's."
+        default=None,
+        description="Networks: whose inputs are answered; null: the model's own real data's, else its first inputs'.",
     )
     samples: Count | None = Field(
         default=None, description="Networks: outputs a round; null: `run.evaluation_samples`."
@@ -398,14 +421,15 @@ class Model(Node):
         default=None, description="Null: once, by its own reward on its own domain."
     )
     ridge: Annotated[float, Field(ge=0), FINITE] = Field(
-        default=0.0, description="μ: adds (μ/2)‖θ‖² to the training loss."
+        default=0.0, description="Closed-form families: μ, adds (μ/2)‖θ‖² to the training loss."
     )
     gives_way: Name = Field(
         default="proportional",
         description="What shrinks when curation rises: `proportional` (all that is not curated) or a source's name.",
     )
     start: Array | None = Field(
-        default=None, description="Initial parameters; null: fitted to the model's real data, else drawn near zero."
+        default=None,
+        description="Closed-form families: initial parameters; null: fitted to the model's real data, else drawn near zero.",
     )
     train: Training | None = Field(default=None, description="Networks: how a round trains the model; needed there.")
     pretrain: Pretraining | None = Field(default=None, description="Networks: training on real data before round 1.")
@@ -476,7 +500,9 @@ class Update(Node):
     """How a round updates the models."""
 
     order: Order = Field(default_factory=Simultaneous, description="Who updates when; all at once by default.")
-    steps: GradientSteps | None = Field(default=None, description="Null: train to the exact minimum.")
+    steps: GradientSteps | None = Field(
+        default=None, description="Closed-form families; null: train to the exact minimum."
+    )
 
 
 class Samples(Node):
@@ -586,7 +612,9 @@ def source_names(model: Model) -> list[str]:
     names: list[str] = []
     numbers: dict[str, int] = {}
     for source in model.sources:
-        name = stem = source.name or (source.kind if isinstance(source, Real) else f"{source.kind}_{source.producer}")
+        name = stem = source.name or (
+            f"{source.kind}_{source.producer}" if isinstance(source, (Raw, Curated)) else source.kind
+        )
         while source.name is None and name in taken:
             numbers[stem] = numbers.get(stem, 1) + 1
             name = f"{stem}_{numbers[stem]}"

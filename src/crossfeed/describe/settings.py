@@ -1,8 +1,9 @@
 """Every scalar setting of a spec by its path: read it, change it, and which way the mixture moves when it does.
 
-``p.curation`` (λ, the share of curated data), ``p.cross_share`` (the share of the curated data that other models made),
-``p.ridge``, ``p.sources.NAME.weight``, and of one source ``sampling_temperature``, ``candidates``, ``temperature``,
-``noise``, ``other_share`` and, of its later stages, ``then.temperature`` and so on.
+``p.curation`` (λ, the share of curated data, picks from files among it), ``p.cross_share`` (the share of the curated data
+made by models that other models made), ``p.ridge`` (closed-form families), ``p.sources.NAME.weight``, and of one source
+``sampling_temperature``, ``candidates``, ``temperature``, ``noise``, ``other_share`` and, of its later stages,
+``then.temperature`` and so on.
 """
 
 from __future__ import annotations
@@ -12,7 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from crossfeed.describe.schema import Curated, Ecosystem, Model, Pick, Raw, Source, source_names
+from crossfeed.describe.schema import (
+    CausalLM,
+    Curated,
+    Diffusion,
+    Ecosystem,
+    Flow,
+    Model,
+    Pick,
+    Picks,
+    Raw,
+    Source,
+    source_names,
+)
 from crossfeed.describe.wording import did_you_mean, known, short
 from crossfeed.errors import SettingError
 
@@ -79,7 +92,8 @@ def _of_model(name: str, model: Model) -> list[str]:
         out.append("curation")
     if curated.total > 0 and all(group.members for group in _cross_groups(name, model)):
         out.append("cross_share")
-    out.append("ridge")
+    if not isinstance(model.family, (Flow, Diffusion, CausalLM)):
+        out.append("ridge")
     for label, source in zip(source_names(model), model.sources, strict=True):
         stem = f"sources.{label}."
         out += [stem + key for key in _of_source(source) if key != "weight" or len(model.sources) > 1]
@@ -211,8 +225,8 @@ def _group(model: Model, members: list[int]) -> _Group:
 
 
 def _curation_groups(model: Model) -> tuple[_Group, _Group]:
-    curated = [i for i, source in enumerate(model.sources) if isinstance(source, Curated)]
-    others = [i for i, source in enumerate(model.sources) if not isinstance(source, Curated)]
+    curated = [i for i, source in enumerate(model.sources) if isinstance(source, (Curated, Picks))]
+    others = [i for i in range(len(model.sources)) if i not in curated]
     return _group(model, curated), _group(model, others)
 
 
@@ -286,7 +300,9 @@ def _resolve(eco: Ecosystem, path: str) -> _Setting:
     model = eco.models.get(parts[0])
     if model is None:
         raise SettingError(f"{short(path)}: found no model {short(parts[0])}; {known(eco.models, parts[0])}")
-    if parts[1:] in (["curation"], ["cross_share"], ["ridge"]):
+    if parts[1:] in (["curation"], ["cross_share"]) or (
+        parts[1:] == ["ridge"] and "ridge" in _of_model(parts[0], model)
+    ):
         return _Setting(path, parts[0], parts[1])
     if len(parts) >= 4 and parts[1] == "sources":
         names = source_names(model)

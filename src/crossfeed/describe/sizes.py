@@ -10,6 +10,9 @@ import numpy as np
 
 from crossfeed.describe import schema as s
 from crossfeed.describe.files import check_file
+from crossfeed.describe.hub import HUB, hub_parts
+from crossfeed.describe.networks import family_complaints as network_complaints
+from crossfeed.describe.networks import text_complaints
 from crossfeed.describe.shapes import (
     covariance,
     masses,
@@ -26,27 +29,41 @@ from crossfeed.errors import DataError
 
 FAMILIES = {
     "outcomes": ("categorical", "loglinear"),
-    "images": ("categorical", "loglinear"),
-    "vectors": ("gaussian_mean", "gaussian"),
+    "images": ("categorical", "loglinear", "diffusion"),
+    "vectors": ("gaussian_mean", "gaussian", "flow"),
     "regression": ("linear_gaussian",),
+    "text": ("causal_lm",),
 }
-DATA = {
+DATA: dict[str, tuple[str, ...]] = {
     "outcomes": ("rows", "distribution"),
     "images": ("images", "distribution"),
     "vectors": ("rows", "moments"),
     "regression": ("pairs", "teacher"),
 }
-REWARDS = {
+NETWORK_DATA: dict[str, tuple[str, ...]] = {
+    "images": ("images",),
+    "vectors": ("rows", "moments", "mixture"),
+    "text": ("texts", "preferences"),
+}
+REWARDS: dict[str, tuple[str, ...]] = {
     "outcomes": ("table", "linear", "quadratic", "callable"),
     "images": ("hue_band", "table", "callable"),
     "vectors": ("linear", "quadratic", "callable"),
     "regression": ("linear", "quadratic", "callable"),
 }
+NETWORK_REWARDS: dict[str, tuple[str, ...]] = {
+    "images": ("hue_band", "callable"),
+    "vectors": ("linear", "quadratic", "callable"),
+    "text": ("summary", "paraphrase", "reward_model", "callable"),
+}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The space in numbers; None where it has no such number or it is not known before a file is read."""
+    """The space in numbers; None where it has no such number or it is not known before a file is read.
+
+    ``networks`` tells whether its models are networks: they take other data and other rewards.
+    """
 
     kind: str
     size: int | None = None
@@ -54,17 +71,21 @@ class Layout:
     dim: int | None = None
     inputs: int = 0
     outputs: int = 0
+    networks: bool = False
 
 
-def layout_of(space: s.Space) -> tuple[Layout | None, list[Complaint]]:
+def layout_of(space: s.Space, networks: bool = False) -> tuple[Layout | None, list[Complaint]]:
     """The space's numbers, None when it contradicts itself; ``dim`` of outcomes is that of their coordinates."""
+    if isinstance(space, s.Text):
+        return Layout("text", networks=True), []
     if isinstance(space, s.Vectors):
-        return Layout("vectors", dim=space.dim), []
+        return Layout("vectors", dim=space.dim, networks=networks), []
     if isinstance(space, s.Regression):
         return Layout("regression", inputs=space.inputs, outputs=space.outputs), []
     if isinstance(space, s.Images):
         found = _images(space)
-        return (None if found else Layout("images", size=_num_images(space))), found
+        size = None if found or networks else _num_images(space)
+        return (None if found else Layout("images", size=size, networks=networks)), found
     found = _outcomes(space)
     if found:
         return None, found
@@ -114,6 +135,9 @@ def _images(space: s.Images) -> list[Complaint]:
     if space.file.startswith("sample:"):
         samples = [f"sample:{path.stem}" for path in sorted(SAMPLES.glob("*.parquet"))]
         return [] if space.file in samples else [Complaint(loc, f"found {space.file}", known(samples, space.file))]
+    if space.file.startswith(HUB):
+        need = "need hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT"
+        return [] if hub_parts(space.file) else [Complaint(loc, f"found {short(space.file)}", need)]
     if Path(space.file).suffix not in (".parquet", ".npy", ".npz"):
         need = "need a .parquet, .npy or .npz file, or sample:cifar10"
         return [Complaint(loc, f"found {short(Path(space.file).name)}", need)]
@@ -128,6 +152,8 @@ def _num_images(space: s.Images) -> int | None:
     """Number of photographs where each is an outcome, as far as the file's header tells."""
     if space.cells is not None or space.rows is not None:
         return None if space.cells is not None else space.rows
+    if space.file.startswith(HUB):
+        return None
     from crossfeed.describe.photographs import SAMPLES
 
     sample = space.file.removeprefix("sample:")
@@ -147,8 +173,16 @@ def _num_images(space: s.Images) -> int | None:
 
 def data_complaints(loc: Loc, data: s.Data, space: s.Space, at: Layout) -> list[Complaint]:
     """What is wrong with one data set."""
-    if data.kind not in DATA[at.kind]:
-        return [_misfit((*loc, "kind"), data.kind, at, DATA[at.kind])]
+    kinds = _kinds(at, DATA, NETWORK_DATA)
+    if data.kind not in kinds:
+        return [_misfit((*loc, "kind"), data.kind, at, kinds, DATA, NETWORK_DATA)]
+    if isinstance(data, (s.TextsData, s.PreferencesData)):
+        return text_complaints(loc, data)
+    if isinstance(data, s.MixtureData):
+        wrong = table((*loc, "means"), data.means, at.dim or 0, "dim")
+        if not wrong and data.weights is not None:
+            wrong = masses((*loc, "weights"), data.weights, len(data.means), "one a component")
+        return wrong
     if isinstance(data, s.RowsData):
         return _rows((*loc, "rows"), data.rows, at)
     if isinstance(data, s.DistributionData):
@@ -190,9 +224,9 @@ def domain_complaints(loc: Loc, domain: s.Domain, at: Layout) -> list[Complaint]
 
 def reward_complaints(loc: Loc, reward: s.Reward, at: Layout) -> list[Complaint]:
     """What is wrong with one reward."""
-    kinds = REWARDS[at.kind]
+    kinds = _kinds(at, REWARDS, NETWORK_REWARDS)
     if reward.kind not in kinds:
-        return [_misfit((*loc, "kind"), reward.kind, at, kinds)]
+        return [_misfit((*loc, "kind"), reward.kind, at, kinds, REWARDS, NETWORK_REWARDS)]
     if isinstance(reward, s.TableReward):
         return [] if at.size is None else vector((*loc, "values"), reward.values, (at.size,), "outcomes")
     if isinstance(reward, s.HueBandReward):
@@ -214,7 +248,7 @@ def reward_complaints(loc: Loc, reward: s.Reward, at: Layout) -> list[Complaint]
                 "need `coordinates` in `space`, or a table",
             )
         ]
-    if isinstance(reward, s.CallableReward) or at.kind == "images":
+    if not isinstance(reward, (s.LinearReward, s.QuadraticReward)) or at.kind == "images":
         return []
     dims = (at.outputs, at.inputs + at.outputs) if at.kind == "regression" else (at.dim or 0,)
     meaning = (
@@ -260,6 +294,8 @@ def family_complaints(loc: Loc, model: s.Model, space: s.Space, at: Layout) -> l
         wrong = covariance((*loc, "family", "cov"), family.cov, at.dim)
     elif isinstance(family, s.LinearGaussian):
         wrong = covariance((*loc, "family", "noise"), family.noise, at.outputs)
+    elif isinstance(family, (s.Flow, s.Diffusion, s.CausalLM)):
+        return network_complaints((*loc, "family"), family, space)
     if model.start is not None and not wrong:
         number = num_params(family, at)
         shape = None if number is None else (number,)
@@ -353,8 +389,21 @@ def _rows(loc: Loc, rows: np.ndarray, at: Layout) -> list[Complaint]:
     ]
 
 
-def _misfit(loc: Loc, kind: str, at: Layout, kinds: tuple[str, ...]) -> Complaint:
+def _kinds(at: Layout, closed: dict[str, tuple[str, ...]], networks: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The kinds that go with the space and its models."""
+    return networks.get(at.kind, closed.get(at.kind, ())) if at.networks else closed[at.kind]
+
+
+def _misfit(
+    loc: Loc,
+    kind: str,
+    at: Layout,
+    kinds: tuple[str, ...],
+    closed: dict[str, tuple[str, ...]] | None = None,
+    networks: dict[str, tuple[str, ...]] | None = None,
+) -> Complaint:
     space = {"outcomes": "a set of outcomes", "regression": "a regression"}.get(at.kind, at.kind)
-    return Complaint(
-        loc, f"found {kind!r}, which does not go with a space of {space}".replace("a space of a", "a"), known(kinds)
-    )
+    found = f"found {kind!r}, which does not go with a space of {space}".replace("a space of a", "a")
+    if kind in ((closed if at.networks else networks) or {}).get(at.kind, ()):
+        found = f"found {kind!r}, which {'networks cannot use' if at.networks else 'only networks can use'}"
+    return Complaint(loc, found, known(kinds))

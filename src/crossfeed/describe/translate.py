@@ -34,7 +34,7 @@ def complaints_of(error: ValidationError, node: type[BaseModel]) -> list[Complai
     return [c._replace(found=c.found + more.get(key, "")) for key, c in found.items()]
 
 
-def _plain(hint: Any) -> Any:
+def plain_type(hint: Any) -> Any:
     """A type without Annotated and without None."""
     while True:
         if get_origin(hint) is Annotated:
@@ -48,9 +48,9 @@ def _plain(hint: Any) -> Any:
             return hint
 
 
-def _kinds(hint: Any) -> dict[str, type[BaseModel]]:
+def kinds_of(hint: Any) -> dict[str, type[BaseModel]]:
     """Nodes of a union by their ``kind``; empty for any other type."""
-    members = [_plain(m) for m in get_args(hint)] if get_origin(hint) in (Union, types.UnionType) else []
+    members = [plain_type(m) for m in get_args(hint)] if get_origin(hint) in (Union, types.UnionType) else []
     nodes = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
     return {str(m.model_fields["kind"].default): m for m in nodes}
 
@@ -61,8 +61,8 @@ def _place(loc: tuple[int | str, ...], node: type[BaseModel]) -> tuple[Loc, Any,
     hint: Any = node
     owner = node
     for index, part in enumerate(loc):
-        hint = _plain(hint)
-        kinds = _kinds(hint)
+        hint = plain_type(hint)
+        kinds = kinds_of(hint)
         if kinds:
             hint = kinds.get(str(part))
         elif isinstance(hint, type) and issubclass(hint, BaseModel):
@@ -80,7 +80,7 @@ def _place(loc: tuple[int | str, ...], node: type[BaseModel]) -> tuple[Loc, Any,
             hint = get_args(hint)[0]
         elif isinstance(part, int):
             out.append(part)
-    return tuple(out), _plain(hint), owner
+    return tuple(out), plain_type(hint), owner
 
 
 def _complaint(detail: ErrorDetails, loc: Loc, hint: Any, owner: type[BaseModel]) -> Complaint:
@@ -96,7 +96,7 @@ def _complaint(detail: ErrorDetails, loc: Loc, hint: Any, owner: type[BaseModel]
     if kind == "extra_forbidden":
         return Complaint(loc, f"found an unknown key {short(loc[-1])}", known(owner.model_fields, loc[-1]))
     if kind in _KINDS:
-        return _kind(loc, value, _kinds(hint))
+        return _kind(loc, value, kinds_of(hint))
     return Complaint(loc, found, _need(kind, ctx, value))
 
 

@@ -20,6 +20,7 @@ from crossfeed.dynamics.program import (
     SourceInfo,
 )
 from crossfeed.dynamics.support import live_outcomes
+from crossfeed.errors import NotAvailableError
 from crossfeed.families import spaces
 from crossfeed.families.alignment import FiniteAlignment, LinearAlignment, VectorAlignment
 from crossfeed.families.finite import Finite, FiniteReal, FiniteSource
@@ -36,7 +37,14 @@ def compile_ecosystem(eco: schema.Ecosystem) -> Program:
 
     Raises:
         SpecError, DataError: when photographs or callables cannot be read.
+        NotAvailableError: its models are networks, which are run and not solved.
     """
+    networks = eco.networks
+    if networks:
+        more = f" and {len(networks) - 3:,} more" if len(networks) > 3 else ""
+        named = f"model{'s' if len(networks) > 1 else ''} {', '.join(map(repr, networks[:3]))}{more}"
+        found = f"found the {named}, of a kind that is trained and sampled (flow, diffusion, causal_lm)"
+        raise NotAvailableError(f"{found}; need closed-form families: networks are retrained by `crossfeed run`")
     return _Compiler(eco).program()
 
 
@@ -88,7 +96,7 @@ class _Compiler:
             (i, self.index[s.producer])
             for i, (_, model) in enumerate(self.models)
             for s in model.sources
-            if not isinstance(s, schema.Real)
+            if isinstance(s, (schema.Raw, schema.Curated))
         ]
         return live_outcomes(brought, edges, np.any(real, 0) if real else everything)
 
@@ -114,6 +122,7 @@ class _Compiler:
             assert isinstance(space, schema.Vectors)
             return ("gaussian", space.dim), None
         assert isinstance(space, schema.Regression)
+        assert isinstance(family, schema.LinearGaussian)
         return ("linear_gaussian",), spaces.as_matrix(family.noise, space.outputs)
 
     def _features(self, family: schema.LogLinear) -> Tensor:
@@ -200,6 +209,7 @@ class _Compiler:
             for name, source in zip(schema.source_names(model), model.sources, strict=True):
                 prefix = f"{model_name}.sources.{name}"
                 weight = self.slot(f"{prefix}.weight", source.weight)
+                assert not isinstance(source, schema.Picks)  # of text, which has networks only
                 producer = None if isinstance(source, schema.Real) else self.index[source.producer]
                 if not isinstance(source, schema.Real):
                     self.slot(f"{prefix}.sampling_temperature", source.sampling_temperature)

@@ -282,7 +282,7 @@ def _settings_of(program: Program, eco: schema.Ecosystem, touched: set[str]) -> 
         for label, source in zip(schema.source_names(model), model.sources, strict=True):
             prefix = f"{name}.sources.{label}"
             values[program.slots[f"{prefix}.weight"]] = source.weight
-            if isinstance(source, schema.Real):
+            if not isinstance(source, (schema.Raw, schema.Curated)):
                 continue
             values[program.slots[f"{prefix}.sampling_temperature"]] = source.sampling_temperature
             for depth, stage in enumerate(source.stages if isinstance(source, schema.Curated) else []):

@@ -78,6 +78,7 @@ def reward_table(eco: schema.Ecosystem, name: str, outcomes: OutcomeSet) -> Tens
         assert outcomes.coordinates is not None
         return fn(outcomes.coordinates).detach()
     assert outcomes.coordinates is not None
+    assert isinstance(reward, (schema.LinearReward, schema.QuadraticReward))  # others do not go with outcomes
     y = outcomes.coordinates
     value = torch.full((len(y),), reward.constant, dtype=torch.float64)
     if reward.vector is not None:

@@ -187,7 +187,7 @@ def finite_sample_theory(
         for models in steps_of_round(update.order, program.names, number):
             key = tuple(models)
             if key not in known:
-                known[key] = expand(program, theta_star, models, update.steps, samples.counts)
+                known[key] = expand(program, theta_star, models, update.steps, samples.counts or "multinomial")
             cycle[-1].append(known[key])
     for e in known.values():
         gap = float((e.mean - theta_star).norm() / (1 + theta_star.norm()))

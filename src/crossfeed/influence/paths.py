@@ -48,7 +48,7 @@ def moment_path(
     for number in range(rounds):
         for models in steps_of_round(update.order, program.names, number):
             key = tuple(models)
-            e = expand(program, mean, models, update.steps, samples.counts, known.get(key))
+            e = expand(program, mean, models, update.steps, samples.counts or "multinomial", known.get(key))
             if affine:
                 known.setdefault(key, e)
             mean = e.mean if affine else e.mean + e.bias(n * cov) / n

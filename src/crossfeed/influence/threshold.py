@@ -96,7 +96,7 @@ def with_settings_of(program: Program, old: schema.Ecosystem, new: schema.Ecosys
         for source_name, s, t in zip(schema.source_names(before), before.sources, after.sources, strict=True):
             prefix = f"{name}.sources.{source_name}"
             values[program.slots[f"{prefix}.weight"]] = t.weight
-            if isinstance(t, schema.Real) or isinstance(s, schema.Real):
+            if not isinstance(t, (schema.Raw, schema.Curated)):
                 continue
             values[program.slots[f"{prefix}.sampling_temperature"]] = t.sampling_temperature
             if isinstance(t, schema.Curated) and isinstance(s, schema.Curated):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from crossfeed.report import charts, graph, words
 from crossfeed.report.marks import MANY
 from crossfeed.report.markup import Page, fold, num, paragraph, sentence, table, text, verdict
@@ -136,12 +139,19 @@ def flows(audit: words.Audit, page: Page) -> str:
         100,
     )
     edges = sorted(audit["edges"], key=lambda e: -e["weight"]) if len(audit["models"]) > MANY else audit["edges"]
+    flows_table = edges_table(edges, names)
+    own = models if len(audit["models"]) <= LISTED else fold("The models in numbers", models)
+    return drawing + own + fold("All data flows", flows_table)
+
+
+def edges_table(edges: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
+    """Data flows as a table; ``names`` maps models to what they are called."""
     listed = [
         [
             text(words.called(names, e["consumer"])),
             text(words.called(names, e["producer"]))
             + (f' <span class="note">{text(e["data"], 40)}</span>' if e.get("data") else ""),
-            text({"raw": "as they come", "curated": "picked"}.get(e["kind"], e["kind"])),
+            text({"raw": "as they come", "curated": "picked", "picks": "picked before"}.get(e["kind"], e["kind"])),
             num(e["weight"], of="weight"),
             text(e["curator"], 40) if e.get("curator") else "–",
             text(e["candidates"], 20) if e.get("candidates") else "–",
@@ -149,13 +159,11 @@ def flows(audit: words.Audit, page: Page) -> str:
         ]
         for e in edges
     ]
-    flows_table = table(
+    return table(
         ["Trained model", "Data from", "Outputs", "Share", "Picked by", "Candidates", "Temperature"],
         listed,
         "Data flows",
     )
-    own = models if len(audit["models"]) <= LISTED else fold("The models in numbers", models)
-    return drawing + own + fold("All data flows", flows_table)
 
 
 def influence(audit: words.Audit, page: Page) -> str:

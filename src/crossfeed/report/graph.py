@@ -18,8 +18,13 @@ from crossfeed.report.geometry import Arrow, Box, Point, arrow, between, loop
 from crossfeed.report.theme import FONT
 
 DRAWN = 16
-KINDS = {"real": "real data", "raw": "outputs as they come", "curated": "outputs picked by people"}
-DASH = {"real": "", "raw": "5 4", "curated": ""}
+KINDS = {
+    "real": "real data",
+    "raw": "outputs as they come",
+    "curated": "outputs picked by people",
+    "picks": "picks from a file",
+}
+DASH = {"real": "", "raw": "5 4", "curated": "", "picks": ""}
 OTHERS = object()
 BOLD = 'font-weight="600"'
 
@@ -110,6 +115,8 @@ def describe(edge: Mapping[str, Any], names: Mapping[str, str]) -> str:
     consumer, share = words.called(names, edge["consumer"]), words.number(edge["weight"])
     if edge["producer"] is None:
         data = f" ({words.clean(edge['data'], 60)})" if edge.get("data") else ""
+        if edge["kind"] == "picks":
+            return f"{share} of {consumer}’s training data: picks that people made before{data}"
         return f"{share} of {consumer}’s training data is real data{data}"
     producer = "its own" if edge["producer"] == edge["consumer"] else f"{words.called(names, edge['producer'])}’s"
     if edge["kind"] != "curated":

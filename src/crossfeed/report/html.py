@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -112,37 +112,77 @@ def html(audit: words.Audit) -> str:
     Returns:
         The page; it opens offline, follows the reader's light or dark scheme, and prints.
     """
-    page, body, links = Page(), [], []
+    page, parts = Page(), []
     for anchor, title, section in SECTIONS:
-        content = section(audit, page)
-        if content:
-            body.append(
-                f'<section id="{anchor}" aria-labelledby="h-{anchor}"><h2 '
-                f'id="h-{anchor}">{title}</h2>{content}</section>'
-            )
-            links.append(f'<li><a href="#{anchor}">{title}</a></li>')
-    bundle, script = vega_bundle(), _asset("template.js")
-    data = {"charts": page.charts, "palettes": PALETTES, "config": config(), "search": search_index(audit)}
-    policy = (
-        f"default-src 'none'; script-src {_hash(bundle)} {_hash(script)}; style-src 'unsafe-inline'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+        parts.append((anchor, title, section(audit, page)))
     facts = [
         words.clean(audit.get("space") or ""),
         words.plural(len(audit["models"]), "model"),
         words.plural(len(audit["edges"]), "data flow"),
     ]
-    description = audit.get("description")
+    return assemble(
+        "audit",
+        audit["spec_name"],
+        audit.get("description") or "",
+        facts,
+        parts,
+        page,
+        version=audit.get("crossfeed") or "",
+        search=search_index(audit),
+    )
+
+
+def assemble(
+    kind: str,
+    title: str,
+    description: str,
+    facts: Sequence[str],
+    sections: Sequence[tuple[str, str, str]],
+    page: Page,
+    *,
+    version: str,
+    search: dict[str, Any] | None = None,
+) -> str:
+    """Put sections and charts into the template.
+
+    Args:
+        kind: What the page is: ``audit`` or ``run``.
+        title: The headline.
+        description: A paragraph below it, if any.
+        facts: Short facts in one line.
+        sections: (anchor, title, markup); those without markup are left out.
+        page: The charts that the sections drew.
+        version: The Crossfeed that made what is shown.
+        search: Of :func:`search_index`.
+
+    Returns:
+        The page.
+    """
+    body, links = [], []
+    for anchor, heading, content in sections:
+        if content:
+            body.append(
+                f'<section id="{anchor}" aria-labelledby="h-{anchor}"><h2 '
+                f'id="h-{anchor}">{heading}</h2>{content}</section>'
+            )
+            links.append(f'<li><a href="#{anchor}">{heading}</a></li>')
+    bundle, script = vega_bundle(), _asset("template.js")
+    data = {"charts": page.charts, "palettes": PALETTES, "config": config(), "search": search}
+    policy = (
+        f"default-src 'none'; script-src {_hash(bundle)} {_hash(script)}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
     parts = {
         "policy": policy,
-        "title": text(audit["spec_name"], 120),
+        "kind": text(kind),
+        "title": text(title, 120),
         "icon": "data:image/svg+xml;base64," + base64.b64encode(ICON.encode()).decode(),
         "style": css() + _asset("template.css"),
         "description": f'<p class="description">{text(description)}</p>' if description else "",
         "facts": " · ".join(text(f) for f in facts if f),
         "contents": "".join(links),
         "sections": "".join(body),
-        "version": text(audit.get("crossfeed") or ""),
+        "version": text(version),
         "bundle": bundle,
         "data": script_json(data),
         "script": script,

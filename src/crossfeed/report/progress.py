@@ -6,6 +6,7 @@ Nothing here touches stdout, so that ``--json`` can be piped. Rich is imported o
 from __future__ import annotations
 
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage in words, steps done, steps in all; 0 when not known)."""
+
+_NUMBER = re.compile(r"[0-9]+")
 
 
 def plain(text: object) -> str:
@@ -56,7 +59,9 @@ def _is_terminal() -> bool:
 def progress(quiet: bool = False) -> Iterator[Progress]:
     """A progress bar on stderr while the block runs; nothing when stderr is no terminal.
 
-    Stages appear one under another in the order they are first named, and the bars vanish when the block ends.
+    Stages appear one under another in the order they are first named, and the bars vanish when the block ends. Stages that
+    differ only in numbers, or in what follows `` · ``, share a line: ``round 3/10 · p: generating`` takes the place of
+    ``round 2/10 · q: training``.
 
     Args:
         quiet: Draw nothing in any case.
@@ -72,8 +77,17 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
         yield _ignore
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        SpinnerColumn,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+    from rich.progress import (
+        Progress as Bars,
+    )
 
     bars = Bars(
         SpinnerColumn(),
@@ -89,9 +103,10 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
     tasks: dict[str, TaskID] = {}
 
     def report(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(plain(stage), total=total or None)
-        bars.update(tasks[stage], completed=done, total=total or None)
+        line = _NUMBER.sub("", stage.split(" · ")[0])
+        if line not in tasks:
+            tasks[line] = bars.add_task(plain(stage), total=total or None)
+        bars.update(tasks[line], description=plain(stage), completed=done, total=total or None)
 
     with bars:
         yield report

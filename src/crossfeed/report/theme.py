@@ -44,6 +44,13 @@ PALETTES: dict[Scheme, dict[str, str]] = {
         "fourth": "#7d3fa3",
         "fifth": "#8d6c00",
         "sixth": "#55606c",
+        "picks": "#8d6c00",
+        "generation-0": "#8e99a5",
+        "generation-1": "#c9e1f2",
+        "generation-2": "#93c3e4",
+        "generation-3": "#5499cc",
+        "generation-4": "#1f6cab",
+        "generation-5": "#0a3f73",
     },
     "dark": {
         "page": "#12171d",
@@ -71,6 +78,13 @@ PALETTES: dict[Scheme, dict[str, str]] = {
         "fourth": "#cda0ea",
         "fifth": "#e3c14a",
         "sixth": "#a6b1bc",
+        "picks": "#e3c14a",
+        "generation-0": "#6b7783",
+        "generation-1": "#16324a",
+        "generation-2": "#1f5178",
+        "generation-3": "#3179ad",
+        "generation-4": "#5ea8dc",
+        "generation-5": "#b5dcf8",
     },
 }
 

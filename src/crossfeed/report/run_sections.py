@@ -1,0 +1,404 @@
+"""The sections of a run's page, in the order in which a reader needs them; what models make is in run_samples."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from crossfeed.report import graph, run_charts, words
+from crossfeed.report.answer_sections import edges_table
+from crossfeed.report.markup import Page, fold, num, paragraph, sentence, table, text, without_empty
+from crossfeed.report.run_data import Facts, Picked, edges
+from crossfeed.report.run_words import (
+    HALVED,
+    VERDICT,
+    bottom_line,
+    called,
+    change,
+    diversity_kept,
+    duration,
+    ending,
+    happened,
+    limits,
+    ordered,
+    planned,
+    quantile,
+    scale,
+    seconds,
+    where,
+)
+
+if TYPE_CHECKING:
+    from crossfeed.record.folder import RunFolder
+
+LISTED = 12
+
+
+def answer(facts: Facts, page: Page) -> str:
+    """What happened to every model, how it ended, at which scale."""
+    names = called(facts)
+    parts = [paragraph(text(bottom_line(facts)), "lead")]
+    if facts.status.get("result") in {"diverged", "collapsed", "failed"}:
+        parts.append(f'<div class="refused" role="alert"><p>{text(ending(facts))}</p></div>')
+    listed = ordered(facts)[:LISTED]
+    items = "".join(f"<li>{sentence(happened(facts, n, names))}</li>" for n in facts.names if n in listed)
+    parts.append(f'<ul class="answers">{items}</ul>')
+    if len(facts.names) > LISTED:
+        parts.append(
+            paragraph(f"The {len(facts.names) - LISTED:,} models that moved less stand in the table below.", "note")
+        )
+    took = seconds(facts)
+    shown = [
+        ("Rounds", f"{facts.last:,} of {planned(facts):,}"),
+        ("Models", f"{len(facts.names):,}"),
+        ("Time", text(duration(sum(took.values()))) if took else "–"),
+    ]
+    parts.append('<dl class="facts">' + "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in shown) + "</dl>")
+    parts.append(paragraph(text(" ".join([ending(facts), *scale(facts)]))))
+    thin = [n for n in facts.names if (kept := diversity_kept(facts, n)) is not None and kept < HALVED]
+    beware = []
+    if thin:
+        which = words.join([names[n] for n in thin[:6]] + ([f"{len(thin) - 6} more"] if len(thin) > 6 else []))
+        beware.append(
+            f"{which} lost more than half of the diversity of the start: a rise there is bought with sameness."
+        )
+    beware += [f"Part of the record is damaged and was left out: {problem}" for problem in facts.damaged[:5]]
+    if beware:
+        items = "".join(f"<li>{text(line, 600)}</li>" for line in beware)
+        parts.append(f'<div class="warnings"><h3>Beware</h3><ul>{items}</ul></div>')
+    parts.append(
+        paragraph(
+            "<dfn>Alignment</dfn> is the mean reward of a model’s outputs by its own people. It rose or fell where the "
+            "95 % interval of the difference from start to end leaves out zero. One run with one seed cannot tell what "
+            '<a href="#limits">other runs would do</a>.',
+            "note",
+        )
+    )
+    return "".join(parts)
+
+
+def flows(facts: Facts, page: Page) -> str:
+    """The data-flow graph of the spec."""
+    drawn: dict[str, Any] = {"models": [{"name": n} for n in facts.names], "edges": edges(facts.eco)}
+    left = graph.left_out(drawn)
+    caption = (
+        "An arrow runs from whoever makes the data to the model that is trained on it, and is as wide as its share of that "
+        "model’s training data. Point at an arrow for its details."
+    )
+    return (
+        '<figure class="single"><div class="scroll graph-frame" tabindex="0" role="region" aria-label="Data-flow graph">'
+        f"{graph.svg(drawn)}</div><figcaption>{caption}{' ' + text(left) if left else ''}</figcaption></figure>"
+        + fold("All data flows", edges_table(drawn["edges"], called(facts)))
+    )
+
+
+def alignment(facts: Facts, page: Page) -> str:
+    """Curves of alignment and the table of differences."""
+    several = len(facts.evaluations) > len(facts.names)
+    caption = "Bands are 95 % intervals of each measurement." if _sure(facts) else "No standard errors were recorded."
+    if several:
+        caption += (
+            " Own inputs are those of the data a model has in its own training data; on other inputs one sees what "
+            "coupling does elsewhere."
+        )
+    if len(facts.names) > run_charts.COLOURED:
+        caption += f" In colour the {run_charts.COLOURED} models that moved most, in grey the others."
+    drawing = page.figure("alignment", run_charts.alignment(facts), caption, titled=several)
+    names, rows = called(facts), []
+    for e in facts.evaluations:
+        found = change(facts, e)
+        if found is None:
+            continue
+        low, high = (
+            (None, None) if found.half is None else (found.difference - found.half, found.difference + found.half)
+        )
+        rows.append(
+            [
+                text(names[e.model]),
+                text(e.name, 40),
+                text(where(e, names)),
+                num(found.first.value, of="first", model=e.model, domain=e.name),
+                num(found.last.value, of="last", model=e.model, domain=e.name),
+                num(found.difference, sign=True, of="difference", model=e.model, domain=e.name),
+                "–" if low is None else f"{num(low, sign=True, of='low')} to {num(high, sign=True, of='high')}",
+                "input by input" if found.paired else "independent",
+                verdict_of(found.verb),
+            ]
+        )
+    head = ["Model", "Evaluation", "On", "Start", "End", "Difference", "95 % interval", "Taken", "It"]
+    numbers = table(*without_empty(head, rows), "Alignment at the start and at the end") if rows else ""
+    return drawing + (fold("The numbers", numbers) if numbers else "")
+
+
+def verdict_of(verb: str) -> str:
+    """What alignment did, with the symbol and colour of the verdict that goes with it."""
+    shown = words.VERDICTS[VERDICT[verb]]
+    said = "stayed" if VERDICT[verb] == "no effect" else verb
+    return f'<span class="verdict {shown.style}"><span aria-hidden="true">{shown.symbol}</span> {said}</span>'
+
+
+def _sure(facts: Facts) -> bool:
+    return any(p.error is not None for _, _, points in facts.of("alignment") for p in points)
+
+
+def outputs(facts: Facts, page: Page) -> str:
+    """Diversity and distance to real data."""
+    panels = [*run_charts.metric(facts, "diversity"), *run_charts.metric(facts, "distance_to_data")]
+    kind = facts.eco.space.kind
+    caption = {
+        "text": "Diversity is the share of distinct pairs of words; distance, the Jensen–Shannon divergence of word "
+        "frequencies from those of real data, in nats.",
+        "images": "Diversity is the mean distance between two outputs; distance to real data, the energy distance; both in "
+        "standardised colour statistics.",
+    }.get(kind, "Diversity is the mean distance between two outputs; distance to real data, the energy distance.")
+    note = "A model whose diversity falls towards zero makes the same output again and again: it has collapsed."
+    return page.figure("outputs", panels, f"{caption} {note}", titled=True)
+
+
+def training(facts: Facts, page: Page) -> str:
+    """Loss, Δ and gradient norms."""
+    panels = [
+        *run_charts.metric(facts, "delta", log=True),
+        *run_charts.loss(facts),
+        *run_charts.metric(facts, "gradient_norm", log=True),
+    ]
+    caption = (
+        "Δ is how far a round moves a model’s parameters, as a share of their size, ‖θ′ − θ‖/‖θ‖, on a logarithmic axis; "
+        "where it goes to zero the loop comes to rest."
+    )
+    return page.figure("training", panels, caption, titled=True)
+
+
+def extras(facts: Facts, page: Page) -> str:
+    """Whatever else was measured of the outputs."""
+    return page.figure(
+        "extras", run_charts.extras(facts), "Measured on the outputs of each round’s evaluation.", titled=True
+    )
+
+
+# --- curation, lineage ----------------------------------------------------------------------------------------------
+
+
+def curation(facts: Facts, page: Page) -> str:
+    """What people picked."""
+    if not facts.curation:
+        return ""
+    names = called(facts)
+    latest: dict[tuple[str, str], Picked] = {(p.model, p.source): p for p in facts.curation}
+    intro = paragraph(
+        "People are offered candidates and pick one. The further the reward of what they pick lies above the mean of "
+        "what they were offered, the harder curation pulls; where candidates become alike, nothing is left to choose."
+    )
+    caption = "Mean reward, by the curators who picked first. The band is the 95 % interval of picked minus offered."
+    panels = run_charts.picks(facts)
+    if len(latest) > len(panels):
+        caption += f" Drawn are the {len(panels)} of {len(latest):,} sources where picking moved the mean most."
+    drawing = page.figure("picks", panels, caption, titled=True)
+    rows = [
+        [
+            text(names[model]),
+            text(source, 40),
+            text(words.called(names, p.producer)),
+            num(p.rows, 7),
+            num(p.offered, of="offered", model=model),
+            num(p.picked, of="picked", model=model),
+            num(p.gain[0], sign=True)
+            + ("" if p.gain[1] is None else f"&nbsp;±&nbsp;{num(quantile(p.rows) * p.gain[1])}"),
+            f'<span class="num">{" · ".join(f"{100 * r:.0f}" for r in p.ranks[:8])}{" …" if p.ranks[8:] else ""} %</span>',
+            ", ".join(f"{text(who, 30)} {100 * share:.0f}&nbsp;%" for who, share in list(p.pickers.items())[:4]),
+        ]
+        for (model, source), p in latest.items()
+    ]
+    head = ["Model", "Source", "Outputs of", "Picks", "Offered", "Picked", "Gain", "Picks by rank", "By"]
+    note = paragraph("Picks by rank: how often the best, the second best, … candidate was picked.", "note")
+    return intro + drawing + table(head, rows, "Picks in the last round that has any: mean rewards", 40) + note
+
+
+def lineage(facts: Facts, page: Page) -> str:
+    """Generations from real data."""
+    panels = run_charts.descent(facts)
+    if not panels:
+        return ""
+    caption = (
+        "Share of each round’s training set by generations from real data: 0 is real data or a pick from a file; an output "
+        "is one generation further than the samples its maker was trained on. What was trained before round 1 counts as real."
+    )
+    names = called(facts)
+    rows = []
+    for name in facts.names:
+        found = facts.descent.get(name)
+        if found:
+            last = found[max(found)]
+            rows.append(
+                [
+                    text(names[name]),
+                    num(last.get(0, 0.0), of="real", model=name),
+                    num(sum(d * share for d, share in last.items()), of="generations", model=name),
+                    num(max((d for d, share in last.items() if share > 0), default=0)),
+                ]
+            )
+    numbers = table(["Model", "Real share", "Mean generations", "Most"], rows, "Training sets of the last round", 40)
+    more = len(facts.descent) - len(panels)
+    left = paragraph(f"The other {more:,} models stand in the table only.", "note") if more > 0 else ""
+    how = paragraph(
+        "<code>crossfeed lineage RUN SAMPLE</code> shows where one sample came from: who made it, who picked it and why, "
+        "back to real data.",
+        "note",
+    )
+    return (
+        page.figure("lineage", panels, caption, titled=len(facts.names) > 1) + left + fold("The numbers", numbers) + how
+    )
+
+
+# --- limits, how it was made ----------------------------------------------------------------------------------------
+
+
+def bounds(facts: Facts, page: Page) -> str:
+    """What the run does not show."""
+    return "<ul>" + "".join(f"<li>{text(line)}</li>" for line in limits(facts)) + "</ul>"
+
+
+def made(facts: Facts, folder: RunFolder) -> str:
+    """Command, versions, hardware, seconds, folder, and how to go on."""
+    found, name = facts.made, folder.path.name
+    command = str(found.get("command") or "")
+    resume = f"crossfeed run {shlex.quote(words.clean(name))} --resume"
+    rows = [("Command", f"<code>{text(command or 'not recorded', 400)}</code>")]
+    rows += [
+        (
+            "Spec",
+            f"{text(facts.eco.name, 120)}"
+            + (f" (<code>{text(found['spec_file'], 120)}</code>)" if found.get("spec_file") else ""),
+        )
+    ]
+    for key, term in (("spec_sha256", "SHA-256 of the spec"), ("created", "Started")):
+        if found.get(key):
+            rows.append((term, f"<code>{text(found[key], 80)}</code>"))
+    version = words.clean(found.get("crossfeed") or "unknown", 40)
+    commit = found.get("commit") or {}
+    changed = ", with changes" if commit.get("modified") else ""
+    rows.append(
+        ("Crossfeed", text(version + (f", commit {str(commit['id'])[:12]}{changed}" if commit.get("id") else "")))
+    )
+    rows.append(("Seed", f"<code>{facts.eco.seed}</code>"))
+    for key, term in (("libraries", "Libraries"), ("platform", "System"), ("hardware", "Hardware")):
+        if found.get(key):
+            rows.append((term, text(_listed(found[key]), 600)))
+    if facts.options:
+        rows.append(("Options", text(_listed(facts.options), 400)))
+    rows.append(("Go on with it", f"<code>{text(resume)}</code>"))
+    took = seconds(facts)
+    total = sum(took.values())
+    stages = [
+        [text(stage, 40), text(duration(value)), f"{100 * value / total:.0f} %" if total else "–"]
+        for stage, value in sorted(took.items(), key=lambda item: -item[1])
+    ]
+    spent = table(["Stage", "Time", "Share"], stages, "Time by stage, all rounds") if stages else ""
+    listing = "".join(f"<div><dt>{term}</dt><dd>{value}</dd></div>" for term, value in rows)
+    return f'<dl class="reproduce">{listing}</dl>{spent}<h3>What is in the folder</h3>{_folder(facts, name)}'
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_listed(v)}" for k, v in value.items() if v not in (None, "", [], {}))
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value))
+    return str(value)
+
+
+def _folder(facts: Facts, name: str) -> str:
+    at, model = facts.last, words.clean(facts.names[0], 60)
+    where_ = f"rounds/{at:04d}/"
+    contents = [
+        ("run.json", "command, versions, hardware, seed"),
+        ("spec.yaml, spec.json", "the spec as given, and resolved"),
+        ("metrics.parquet", "every number of every round"),
+        (f"{where_}round.json", "checksums, seconds, counts"),
+        (f"{where_}samples-*.parquet", "every training sample with its origin"),
+        (f"{where_}shown-*.parquet", "outputs kept for showing"),
+        (f"{where_}parameters-*.safetensors", "what was trained"),
+    ]
+    width = 2 + max(len(file) for file, _ in contents)
+    layout = "\n".join(f"{file:<{width}}{what}" for file, what in contents)
+    code = (
+        "from crossfeed.record.folder import RunFolder\n\n"
+        f"run = RunFolder.open({words.clean(name, 120)!r})\n"
+        "run.metrics()                 # a table: round, model, metric, domain, value, standard_error\n"
+        f"run.samples({at}, {model!r})           # a training set, one row a sample\n"
+        f"run.parameters({at}, {model!r})        # tensors by name"
+    )
+    shown = (f'<pre class="folder">{escape(lines, quote=True)}</pre>' for lines in (layout, code))
+    return "<p>In Python:</p>".join(shown)
+
+
+# --- what the audit predicts ----------------------------------------------------------------------------------------
+
+
+def predicted(facts: Facts, audit: words.Audit | None, page: Page) -> str:
+    """What an audit of the spec predicts, next to what the run did."""
+    if audit is None:
+        return ""
+    names, rows = called(facts), []
+    by_name = {m["name"]: k for k, m in enumerate(audit["models"])}
+    trajectory = (audit.get("trajectory") or {}).get("alignment") or []
+    agreed = told = 0
+    for name in facts.names:
+        e, k = facts.primary(name), by_name.get(name)
+        found = None if e is None else change(facts, e)
+        if k is None or found is None:
+            continue
+        line = [v for v in (trajectory[k] if k < len(trajectory) else None) or [] if v is not None]
+        stable = (audit["models"][k].get("alignment") or [{}])[0].get("value")
+        start, end = (line[0], line[-1]) if len(line) > 1 else (None, stable)
+        gap = None if end is None else end - (found.first.value if start is None else start)
+        foreseen = None if gap is None else "rose" if gap > 0 else "fell" if gap < 0 else "did not change measurably"
+        if foreseen in {"rose", "fell"} and VERDICT[found.verb] != "no effect":
+            told += 1
+            agreed += foreseen == found.verb
+        rows.append(
+            [
+                text(names[name]),
+                "–" if foreseen is None else verdict_of(foreseen).replace("rose", "rises").replace("fell", "falls"),
+                num(gap, sign=True, of="foreseen", model=name),
+                verdict_of(found.verb),
+                num(found.difference, sign=True, of="seen", model=name),
+            ]
+        )
+    parts = []
+    if _other_spec(facts, audit):
+        parts.append(
+            '<div class="warnings"><ul><li>'
+            f"The audit is of another spec ({text(audit['spec_name'], 80)}), or of another version of this one. Models are "
+            "matched by name; take the comparison with care.</li></ul></div>"
+        )
+    if not rows:
+        return "".join(parts) + paragraph("The audit has no model of this run, so there is nothing to compare.", "note")
+    if told:
+        parts.append(
+            paragraph(
+                f"Of {words.plural(told, 'model')} with a measurable change, the audit foresaw the direction of {agreed}."
+            )
+        )
+    head = ["Model", "The audit: alignment", "by", "The run: it", "by"]
+    parts.append(table(head, rows, "Direction of alignment from the start, predicted and seen"))
+    parts.append(paragraph(f"On whether the loop settles, the audit says: {text(words.settles(audit))}"))
+    columns = words.curated_models(audit)
+    if columns:
+        labels = words.labels(audit)
+        items = "".join(f"<li>{sentence(words.raising(audit, i, labels))}</li>" for i in columns[:LISTED])
+        parts.append(
+            paragraph(
+                "The audit also predicts what more curation would do. One run cannot show that: run the spec again with a "
+                "higher curation ratio, e.g. <code>--set p.curation=0.6</code>, and compare.",
+            )
+            + f'<ul class="answers">{items}</ul>'
+        )
+    return "".join(parts)
+
+
+def _other_spec(facts: Facts, audit: words.Audit) -> bool:
+    from crossfeed.report.audit import digest
+
+    return audit.get("spec_sha256") not in {digest(facts.eco), facts.made.get("spec_sha256")}

@@ -1,0 +1,134 @@
+"""What a step needs, and its generation in as few calls as possible.
+
+All models of a step see the networks and training sets from before the step. What they want of one producer is gathered
+over all of them and made in one call a sampling temperature, with as many candidates a prompt as will be offered: K for
+picks, K₁·K₂ for two stages, 1 for raw outputs. Nothing else is generated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crossfeed.describe.schema import Curated, Ecosystem, Picks, Raw, Real, Source, source_names
+from crossfeed.networks.base import Network, Outputs
+from crossfeed.networks.randomness import child_seed, generator
+from crossfeed.record.pool import Pool
+from crossfeed.retraining.counts import rows_per_round, source_counts
+from crossfeed.retraining.picking import whole_candidates
+from crossfeed.retraining.timing import Clock
+
+
+@dataclass(frozen=True)
+class Want:
+    """Rows that one source of one model has to deliver in a round."""
+
+    consumer: str
+    name: str
+    source: Source
+    count: int
+
+    @property
+    def candidates(self) -> int:
+        """Outputs to generate a row."""
+        if not isinstance(self.source, Curated):
+            return 1
+        return math.prod(whole_candidates(self.source, f"models.{self.consumer}.sources.{self.name}"))
+
+
+@dataclass(frozen=True)
+class Made:
+    """Outputs for one want: ``candidates`` of each of its rows, and which rows of the producer's pool gave the prompts."""
+
+    rows: Tensor
+    prompts: Tensor
+    outputs: Outputs
+
+
+def wants_of(eco: Ecosystem, model: str, round: int) -> list[Want]:
+    """What a model's sources have to deliver in a round, in the order of the spec."""
+    sources = eco.models[model].sources
+    seed = child_seed(eco.seed, round, model, "counts")
+    counts = source_counts([s.weight for s in sources], rows_per_round(eco, model), eco.samples.counts, seed)
+    names = source_names(eco.models[model])
+    return [Want(model, name, s, count) for name, s, count in zip(names, sources, counts, strict=True)]
+
+
+def generate(
+    eco: Ecosystem,
+    wants: Sequence[Want],
+    networks: Mapping[str, Network],
+    pools: Mapping[str, Pool],
+    round: int,
+    step: int,
+    clock: Clock,
+) -> dict[int, Made]:
+    """Outputs for all wants of a step that are generated, by position in ``wants``.
+
+    Prompts are drawn from the producer's pool for all its wants together, without replacement while rows last, then in
+    whole passes again.
+
+    Args:
+        eco: The ecosystem.
+        wants: Of all models of the step.
+        networks: By model.
+        pools: What each model was trained on last.
+        round: From 1.
+        step: Of the round, from 0: a part of the streams' keys.
+        clock: Told what is going on.
+    """
+    made: dict[int, Made] = {}
+    for producer in eco.names:
+        mine = {i: w for i, w in enumerate(wants) if w.count and _producer(w.source) == producer}
+        if not mine:
+            continue
+        pool, network = pools[producer], networks[producer]
+        draw = generator(eco.seed, round, producer, f"prompts {step}")
+        drawn = passes(len(pool), sum(w.count for w in mine.values()), draw)
+        rows = dict(zip(mine, drawn.split([w.count for w in mine.values()]), strict=True))
+        by_temperature: dict[float, list[int]] = {}
+        for i, want in mine.items():
+            assert isinstance(want.source, (Raw, Curated))
+            by_temperature.setdefault(want.source.sampling_temperature, []).append(i)
+        for temperature, members in by_temperature.items():
+            prompts = torch.cat([pool.prompts[rows[i]] for i in members])
+            candidates = torch.cat([torch.full((mine[i].count,), mine[i].candidates) for i in members])
+            sizes = [mine[i].count * mine[i].candidates for i in members]
+            stream = generator(eco.seed, round, producer, f"generation {step} {temperature!r}", network.device)
+            with clock.stage("generation", f"{producer}: generating", sum(sizes)) as advance:
+                outputs = network.sample(
+                    prompts,
+                    candidates,
+                    stream,
+                    temperature=temperature,
+                    batch_size=eco.run.generation_batch,
+                    advance=advance,
+                )
+            for i, part in zip(members, _split(outputs, sizes), strict=True):
+                made[i] = Made(rows[i], pool.prompts[rows[i]], part)
+    return made
+
+
+def passes(size: int, num: int, draw: torch.Generator) -> Tensor:
+    """``num`` indices below ``size``: shuffled passes over all of them, so that none comes twice before all came once.
+
+    Example:
+        >>> sorted(passes(3, 6, torch.Generator().manual_seed(0)).tolist())
+        [0, 0, 1, 1, 2, 2]
+    """
+    return torch.cat([torch.randperm(size, generator=draw) for _ in range(-(-num // size))])[:num]
+
+
+def _producer(source: Source) -> str | None:
+    return None if isinstance(source, (Real, Picks)) else source.producer
+
+
+def _split(outputs: Outputs, sizes: Sequence[int]) -> list[Outputs]:
+    if isinstance(outputs, Tensor):
+        return list(outputs.split(list(sizes)))
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [outputs[a : a + n] for a, n in zip(starts, sizes, strict=True)]

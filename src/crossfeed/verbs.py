@@ -1,0 +1,58 @@
+"""Verbs that serve closed forms and networks alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crossfeed.describe.schema import Ecosystem
+from crossfeed.errors import SettingError
+
+if TYPE_CHECKING:
+    from crossfeed.dynamics.run import Run
+    from crossfeed.retraining.run import NetworkRun
+
+
+def run(
+    eco: Ecosystem, rounds: int | None = None, *, out: str | Path | None = None, **options: Any
+) -> Run | NetworkRun:
+    """Run the retraining loop: :func:`crossfeed.dynamics.run.run` or :func:`crossfeed.retraining.run.run_networks`.
+
+    Args:
+        eco: The ecosystem. Models in closed form are run on populations or samples; networks are trained for real.
+        rounds: The last round; the spec's by default.
+        out: Networks: the folder of the run; None keeps it in memory and writes nothing. Closed forms: also saved there.
+        options: Of the function that fits. Closed forms: samples, seeds, regime, progress, history, resume. Networks:
+            resume, device, dtype, regime, progress, track.
+
+    Returns:
+        What happened, round by round, with ``summary()``.
+
+    Raises:
+        SettingError: an option that does not go with these models.
+
+    Example:
+        >>> from crossfeed.describe.schema import Categorical, Curated, Model, Outcomes, TableReward
+        >>> model = Model(family=Categorical(), reward="r", sources=[Curated(producer="p", weight=1)], start=[0.0])
+        >>> eco = Ecosystem(space=Outcomes(count=2), rewards={"r": TableReward(values=[0, 1])}, models={"p": model})
+        >>> run(eco, rounds=2).rounds.tolist()
+        [0, 1, 2]
+    """
+    try:
+        if eco.networks:
+            from crossfeed.retraining.run import run_networks
+
+            return run_networks(eco, None if out is None else Path(out), rounds=rounds, **options)
+        from crossfeed.dynamics.run import run as run_loop
+
+        result = run_loop(eco, rounds, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        kind = "networks" if eco.networks else "models in closed form"
+        raise SettingError(
+            f"run: {str(error).split('() ')[-1]} with {kind}; help(crossfeed.run) lists what goes"
+        ) from None
+    if out is not None:
+        result.save(out)
+    return result

@@ -1,0 +1,128 @@
+"""The page of a run in Chromium, offline: drawn, quiet, within its width, light and dark, deaf to hostile texts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crossfeed.report.run_report import run_page
+from report.fake_runs import hostile, made
+from report.test_browser import ARGUMENTS, DRAWN, _check_charts
+
+pytestmark = pytest.mark.browser
+RUNS = {
+    "vectors": lambda folder: made("vectors", 2, folder),
+    "images": lambda folder: made("images", 2, folder),
+    "text": lambda folder: made("text", 2, folder),
+    "one": lambda folder: made("vectors", 1, folder, rounds=1),
+    "start": lambda folder: made("text", 2, folder, rounds=0, result=None),
+    "twelve": lambda folder: made("images", 12, folder, rounds=3),
+    "hostile": hostile,
+}
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, make in RUNS.items():
+        (folder / f"{name}.html").write_text(run_page(make(folder / name)), encoding="utf-8")
+    return {name: folder / f"{name}.html" for name in RUNS}
+
+
+@pytest.fixture
+def visit(chromium: Any, pages: dict[str, Path]) -> Iterator[Any]:
+    """Open a page and wait until its charts are drawn; at the end nothing may have been said, thrown or fetched."""
+    opened, trouble = [], []
+
+    def go(name: str, scheme: str = "light", width: int = 1280) -> Any:
+        context = chromium.new_context(offline=True, color_scheme=scheme, viewport={"width": width, "height": 900})
+        opened.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: trouble.append(message.text))
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on(
+            "request",
+            lambda request: trouble.append(request.url) if not request.url.startswith(("file:", "data:")) else None,
+        )
+        page.on("dialog", lambda dialog: (trouble.append(dialog.message), dialog.dismiss()))
+        page.goto(pages[name].as_uri())
+        page.wait_for_selector(DRAWN, timeout=60_000)
+        return page
+
+    yield go
+    for context in opened:
+        context.close()
+    assert trouble == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("name", list(RUNS))
+def test_everything_is_drawn_within_the_page(visit: Any, name: str, width: int) -> None:
+    page = visit(name, "dark" if width == 390 else "light", width)
+    _check_charts(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("document.querySelector('svg.graph').getBoundingClientRect().height") > 60
+    outside = page.evaluate(
+        """[...document.querySelectorAll('.chart svg')].filter((svg) =>
+             svg.getBoundingClientRect().right > svg.parentElement.getBoundingClientRect().right + 1).length"""
+    )
+    assert outside == 0
+
+
+def test_no_text_is_run(visit: Any) -> None:
+    page = visit("hostile")
+    for summary in page.locator("main summary").all():
+        if summary.is_visible():
+            summary.click()
+    page.wait_for_timeout(200)
+    assert page.evaluate("[window.hacked, window.hacked2]") == [None, None]
+    assert page.locator("main img").count() == 0
+    assert page.locator("main script, main style, main iframe, main link").count() == 0
+    assert page.evaluate("getComputedStyle(document.body).display") != "none"
+
+
+def test_a_tower_of_marks_stays_in_its_box(visit: Any) -> None:
+    page = visit("hostile")
+    tallest = page.evaluate(
+        "Math.max(...[...document.querySelectorAll('.said')].map((p) => p.getBoundingClientRect().height))"
+    )
+    assert tallest < 1000
+
+
+def test_pictures_are_seen(visit: Any) -> None:
+    page = visit("images")
+    assert page.evaluate(
+        "[...document.querySelectorAll('.pictures img')].every((p) => p.complete && p.naturalWidth === 32)"
+    )
+
+
+def test_colours_follow_the_scheme_while_open(visit: Any) -> None:
+    page = visit("vectors")
+    fill = "getComputedStyle(document.querySelector('#chart-lineage-0 svg path[fill]')).fill"
+    label = "getComputedStyle(document.querySelector('#chart-alignment-0 svg text')).fill"
+    before = page.evaluate(label), page.evaluate(fill)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_selector("html[data-drawn=dark]")
+    assert page.evaluate(label) != before[0]
+
+
+def test_numbers_fold_out_and_page_prints(visit: Any, tmp_path: Path) -> None:
+    page = visit("text")
+    page.locator("#alignment summary").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#alignment details table").first.is_visible()
+    assert page.pdf(path=str(tmp_path / "page.pdf"))[:4] == b"%PDF"
