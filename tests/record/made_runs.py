@@ -118,6 +118,7 @@ def record(round: int, medium: str = "vectors", models: tuple[str, ...] = ("p", 
 def folder(path: Path, medium: str = "vectors", rounds: int = 0, text: str = SPEC, **options: object) -> RunFolder:
     """A new run with this many rounds, round 0 included."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    (path.parent / "news.jsonl").write_text('{"input": "a", "answer": "b"}\n')
     made = RunFolder.create(path, ecosystem(path.parent, text), spec_text=text, spec_file="spec.yaml", options=options)
     made.world = world(medium, made.eco)
     with made.writing():

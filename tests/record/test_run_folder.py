@@ -54,11 +54,23 @@ def test_the_spec_comes_back_with_its_files(tmp_path, monkeypatch):
     eco = made.ecosystem(Path("here"), text)
     RunFolder.create(Path("there/run"), eco, spec_text=text)
     monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "here" / "news.jsonl").rename(tmp_path / "here" / "away.jsonl")
     found = RunFolder.open("../there/run").eco
     assert Path(found.data["news"].file).resolve() == (tmp_path / "here" / "news.jsonl").resolve()
     assert (tmp_path / "there" / "run" / "spec.yaml").read_text() == text
     stored = json.loads((tmp_path / "there" / "run" / "spec.json").read_text())
     assert stored["data"]["news"]["file"] == "../../here/news.jsonl"
+
+
+def test_a_run_can_be_read_without_its_data(tmp_path):
+    text = made.SPEC.replace("{kind: mixture, means: [[1, 0], [0, 1], [-1, 0], [0, -1]], std: 0.1}", ROWS)
+    (tmp_path / "rows.csv").write_text("0,0\n1,2\n")
+    made.folder(tmp_path / "run", rounds=2, text=text)
+    (tmp_path / "rows.csv").unlink()
+    assert RunFolder.open(tmp_path / "run").pool(1, "p").ids[0] == "r0001-p-000000"
+
+
+ROWS = "{kind: rows, rows: {file: rows.csv}}"
 
 
 def test_arrays_in_the_spec_come_back(tmp_path):

@@ -167,6 +167,19 @@ def test_lineage_shares_sum_to_one(runs: dict[str, RunFolder], pages: dict[str, 
     assert [v for _, v in pages["vectors"].values("real")] == pytest.approx([0.5, 0.5])
 
 
+def test_every_fact_of_the_making_is_told(runs: dict[str, RunFolder]) -> None:
+    page, about = run_page(runs["text"]), runs["text"].about
+    for part in (
+        about["command"],
+        about["spec_sha256"],
+        about["libraries"]["torch"],
+        f"{about['hardware']['cores']} cores",
+    ):
+        assert part in page
+    for part in ("crossfeed run run --resume", "RunFolder.open(&#x27;run&#x27;)", "Scale “smoke”", "one seed (0)"):
+        assert part in page
+
+
 def test_pictures_stand_in_rows_of_rounds(pages: dict[str, Outline]) -> None:
     pictures = [a for tag, a in pages["images"].tags if tag == "img"]
     assert len(pictures) == 2 * 5 * 10
@@ -240,7 +253,7 @@ def test_metrics_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["vectors", "images", "text"])
 def test_twelve_models(tmp_path: Path, kind: str) -> None:
-    run = made(kind, 12, tmp_path, rounds=2, candidates=False)
+    run = made(kind, 12, tmp_path, rounds=1, candidates=False)
     page = run_page(run)
     assert len(page) < LIMIT
     outline = Outline(page)

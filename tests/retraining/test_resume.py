@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -195,6 +197,44 @@ def test_a_run_is_finished_as_it_was_begun_and_then_as_the_spec_says():
     assert memory.rounds[-1] == 6
 
 
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, monkeypatch):
+    from crossfeed.retraining import run as module
+
+    def fail(*_):
+        raise CrossfeedError("no such model")
+
+    for name in ("open_world", "build", "check_room"):
+        monkeypatch.setattr(module, name, fail)
+        with pytest.raises(CrossfeedError, match="no such model"):
+            run_networks(ecosystem(), tmp_path / "run", device="cpu")
+        monkeypatch.undo()
+    assert not (tmp_path / "run").exists()
+
+
+def test_trackers_get_every_round(tmp_path, monkeypatch):
+    from crossfeed.record import tracking
+
+    sent = []
+
+    class Fake:
+        def __init__(self, *about):
+            pass
+
+        def log(self, values, step):
+            sent.append((step, values["p/alignment/own"]))
+
+        def finish(self, well):
+            sent.append(well)
+
+    monkeypatch.setitem(tracking._KINDS, "wandb", Fake)
+    monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
+    run = run_networks(ecosystem(), tmp_path / "run", device="cpu", rounds=2, track=["wandb"])
+    values = [row["value"] for row in run.metrics().to_pylist() if (row["model"], row["metric"]) == ("p", "alignment")]
+    assert sent == [(0, values[0]), (1, values[1]), (2, values[2]), True]
+    with pytest.raises(SettingError, match="track: found 'nobody'"):
+        run_networks(ecosystem(), tmp_path / "other", device="cpu", track=["nobody"])
+
+
 @pytest.mark.parametrize(
     ("change", "options", "words"),
     [
@@ -270,14 +310,14 @@ def test_files_may_be_named_from_elsewhere(tmp_path, monkeypatch):
     eco = diffusions()
     run_networks(eco, "sub/run", device="cpu", rounds=1)
     there = RunFolder.open(tmp_path / "sub" / "run").eco
-    assert differences(there, eco, tmp_path / "sub" / "run") == []
+    assert differences(there, eco) == []
     texts = languages(Path("sub"))
     run = RunFolder.create("sub/texts", texts)
     for folder in (Path("sub/texts"), tmp_path / "sub" / "texts"):
-        assert differences(RunFolder.open(folder).eco, texts, folder) == []
+        assert differences(RunFolder.open(folder).eco, texts) == []
     moved = texts.data["tools"].model_copy(update={"file": "sub/games.jsonl"})
     other = texts.model_copy(update={"data": texts.data | {"tools": moved}})
-    ((path, _, _),) = differences(run.eco, other, Path("sub/texts"))
+    ((path, _, _),) = differences(run.eco, other)
     assert path == "data.tools.file"
 
 

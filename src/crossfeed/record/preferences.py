@@ -63,15 +63,16 @@ def export_preferences(
     )
     total = 0
     with storage(target, "the preferences", ""), whole_file(target) as file:
-        writer = None if target.suffix == ".jsonl" else pq.ParquetWriter(file, schema, compression="zstd")
-        for batch in _batches(folder, rounds, models, pairs, conversational):
-            total += len(batch)
-            if writer is None:
+        batches = _batches(folder, rounds, models, pairs, conversational)
+        if target.suffix == ".jsonl":
+            for batch in batches:
+                total += len(batch)
                 file.write("".join(json.dumps(row) + "\n" for row in batch).encode("ascii"))
-            elif batch:
-                writer.write_table(pa.Table.from_pylist(batch, schema))
-        if writer is not None:
-            writer.close()
+        else:
+            with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+                for batch in filter(None, batches):  # `datasets` cannot read row groups without rows
+                    total += len(batch)
+                    writer.write_table(pa.Table.from_pylist(batch, schema))
         if total == 0:
             raise CrossfeedError(
                 f"{folder.path}: holds no picks in the chosen rounds and models that beat another answer; choose others, or "

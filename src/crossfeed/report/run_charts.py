@@ -200,6 +200,8 @@ def metric(facts: Facts, name: str, *, log: bool = False) -> list[Panel]:
     """One metric by model, and by domain where it has several."""
     title, axis = TITLES.get(name, (words.clean(name.replace("_", " "), 60).capitalize(), words.clean(name, 30)))
     lines, found = [], list(facts.of(name))
+    if name == "gradient_norm":
+        found = [(model, domain, _rounds(points)) for model, domain, points in found]
     domains = list(dict.fromkeys(domain for _, domain, _ in found))
     for model, domain, points in found:
         label = words.clean(domain or "", 40)
@@ -211,10 +213,15 @@ def loss(facts: Facts) -> list[Panel]:
     """Training loss in the last steps of each round, and in its first steps dashed."""
     ends = {"last": "last steps", "first": "first steps"}
     lines = [
-        Line(model, ends.get(domain or "", ""), points, ends.get(domain or "", ""))
+        Line(model, ends.get(domain or "", ""), _rounds(points), ends.get(domain or "", ""))
         for model, domain, points in sorted(facts.of("loss"), key=lambda f: f[1] != "last")
     ]
     return curves(facts, lines, "Training loss in a round", "loss")
+
+
+def _rounds(points: Sequence[Point]) -> list[Point]:
+    """Without round 0, which is training of another kind, or none."""
+    return [p for p in points if p.round > 0]
 
 
 def extras(facts: Facts) -> list[Panel]:

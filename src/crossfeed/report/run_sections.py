@@ -40,7 +40,8 @@ def answer(facts: Facts, page: Page) -> str:
     """What happened to every model, how it ended, at which scale."""
     names = called(facts)
     parts = [paragraph(text(bottom_line(facts)), "lead")]
-    if facts.status.get("result") in {"diverged", "collapsed", "failed"}:
+    early = facts.status.get("result") in {"diverged", "collapsed", "failed"}
+    if early:
         parts.append(f'<div class="refused" role="alert"><p>{text(ending(facts))}</p></div>')
     listed = ordered(facts)[:LISTED]
     items = "".join(f"<li>{sentence(happened(facts, n, names))}</li>" for n in facts.names if n in listed)
@@ -56,7 +57,7 @@ def answer(facts: Facts, page: Page) -> str:
         ("Time", text(duration(sum(took.values()))) if took else "–"),
     ]
     parts.append('<dl class="facts">' + "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in shown) + "</dl>")
-    parts.append(paragraph(text(" ".join([ending(facts), *scale(facts)]))))
+    parts.append(paragraph(text(" ".join([*([] if early else [ending(facts)]), *scale(facts)]))))
     thin = [n for n in facts.names if (kept := diversity_kept(facts, n)) is not None and kept < HALVED]
     beware = []
     if thin:
@@ -283,9 +284,10 @@ def made(facts: Facts, folder: RunFolder) -> str:
         ("Crossfeed", text(version + (f", commit {str(commit['id'])[:12]}{changed}" if commit.get("id") else "")))
     )
     rows.append(("Seed", f"<code>{facts.eco.seed}</code>"))
-    for key, term in (("libraries", "Libraries"), ("platform", "System"), ("hardware", "Hardware")):
-        if found.get(key):
-            rows.append((term, text(_listed(found[key]), 600)))
+    if found.get("libraries"):
+        rows.append(("Versions", text(_listed({"Python": found.get("python"), **found["libraries"]}), 600)))
+    if found.get("hardware"):
+        rows.append(("Hardware", text(_hardware(found), 400)))
     if facts.options:
         rows.append(("Options", text(_listed(facts.options), 400)))
     rows.append(("Go on with it", f"<code>{text(resume)}</code>"))
@@ -298,6 +300,13 @@ def made(facts: Facts, folder: RunFolder) -> str:
     spent = table(["Stage", "Time", "Share"], stages, "Time by stage, all rounds") if stages else ""
     listing = "".join(f"<div><dt>{term}</dt><dd>{value}</dd></div>" for term, value in rows)
     return f'<dl class="reproduce">{listing}</dl>{spent}<h3>What is in the folder</h3>{_folder(facts, name)}'
+
+
+def _hardware(found: Mapping[str, Any]) -> str:
+    machine = found["hardware"]
+    parts = [machine.get("cpu"), f"{machine.get('cores')} cores", f"{machine.get('threads')} threads used"]
+    parts += [f"{machine['memory_gib']} GiB of memory"] if machine.get("memory_gib") else []
+    return ", ".join(str(p) for p in [*parts, *(machine.get("gpus") or []), found.get("platform")] if p)
 
 
 def _listed(value: Any) -> str:
@@ -322,13 +331,14 @@ def _folder(facts: Facts, name: str) -> str:
     ]
     width = 2 + max(len(file) for file, _ in contents)
     layout = "\n".join(f"{file:<{width}}{what}" for file, what in contents)
-    code = (
-        "from crossfeed.record.folder import RunFolder\n\n"
-        f"run = RunFolder.open({words.clean(name, 120)!r})\n"
-        "run.metrics()                 # a table: round, model, metric, domain, value, standard_error\n"
-        f"run.samples({at}, {model!r})           # a training set, one row a sample\n"
-        f"run.parameters({at}, {model!r})        # tensors by name"
-    )
+    calls = [
+        ("run.metrics()", "a table: round, model, metric, domain, value, standard_error"),
+        (f"run.samples({at}, {model!r})", "the new training samples of a round, one row each"),
+        (f"run.parameters({at}, {model!r})", "tensors by name"),
+    ]
+    width = 2 + max(len(call) for call, _ in calls)
+    code = f"from crossfeed.record.folder import RunFolder\n\nrun = RunFolder.open({words.clean(name, 120)!r})\n"
+    code += "\n".join(f"{call:<{width}}# {what}" for call, what in calls)
     shown = (f'<pre class="folder">{escape(lines, quote=True)}</pre>' for lines in (layout, code))
     return "<p>In Python:</p>".join(shown)
 

@@ -268,7 +268,8 @@ def scale(facts: Facts) -> list[str]:
     first = f"Scale “{clean(named, 40)}”: " if named else ""
     if len(same) == 1:
         who = "the model" if len(models) == 1 else "each model"
-        out.append(f"{first}{who} is trained on {models[0][1]}.")
+        line = f"{first}{who} is trained on {models[0][1]}."
+        out.append(line[0].upper() + line[1:])
     else:
         out.append(
             first + "; ".join(f"{n}: {what}" for n, what in models[:6]) + ("; …" if len(models) > 6 else "") + "."

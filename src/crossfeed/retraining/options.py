@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +15,7 @@ from crossfeed.dynamics.rounds import cycle_length, steps_of_round
 from crossfeed.errors import CrossfeedError, SettingError
 from crossfeed.networks.base import Network
 from crossfeed.networks.world import World
-from crossfeed.record.spec_copy import to_json
+from crossfeed.record.spec_copy import comparable
 from crossfeed.retraining.counts import rows_per_round, source_counts
 
 _FREE = ("name", "description", "audit", "scales", "run.rounds", "run.checkpoints")
@@ -81,7 +79,6 @@ def refuse_other(
     fresh: Mapping[str, Any],
     kept: Mapping[str, Any],
     given: Mapping[str, Any],
-    folder: Path | None = None,
 ) -> list[str]:
     """Check that a run may go on; what the user should know.
 
@@ -91,12 +88,11 @@ def refuse_other(
         fresh: Options now, defaults filled in.
         kept: Options of the run.
         given: Options that were asked for; None where not.
-        folder: The run's; None in memory.
 
     Raises:
         SettingError: something differs that the run's numbers depend on; says what.
     """
-    other = [f"{path}: {was} there, {now} now" for path, was, now in differences(there, eco, folder)]
+    other = [f"{path}: {was} there, {now} now" for path, was, now in differences(there, eco)]
     other += [
         f"{key}: {kept[key]} there, {given[key]} now"
         for key in ("dtype", "regime")
@@ -116,27 +112,12 @@ def refuse_other(
     return []
 
 
-def differences(one: Ecosystem, other: Ecosystem, folder: Path | None = None) -> list[tuple[str, str, str]]:
-    """(path, value in one, value in the other) of everything that differs and matters to a run.
-
-    Args:
-        one: A spec.
-        other: Another.
-        folder: The run's, from where both may name files; None: the working folder.
-    """
-    base = Path.cwd() if folder is None else folder
-    a, b = (_flat(json.loads(to_json(eco, base))) for eco in (one, other))
-    paths = [path for path in {**a, **b} if not _same(a.get(path), b.get(path), base)]
+def differences(one: Ecosystem, other: Ecosystem) -> list[tuple[str, str, str]]:
+    """(path, value in one, value in the other) of everything that differs and matters to a run."""
+    a, b = _flat(comparable(one)), _flat(comparable(other))
+    paths = [path for path in {**a, **b} if a.get(path) != b.get(path)]
     matter = [path for path in paths if not any(path == free or path.startswith(f"{free}.") for free in _FREE)]
     return [(path, _short(a.get(path)), _short(b.get(path))) for path in matter]
-
-
-def _same(one: Any, other: Any, base: Path) -> bool:
-    """Whether two values are equal; two names of one file are."""
-    if isinstance(one, str) and isinstance(other, str) and one != other:
-        names = [os.path.realpath(os.path.join(base, name)) for name in (one, other) if "\0" not in name]
-        return len(names) == 2 and names[0] == names[1]
-    return bool(one == other)
 
 
 def check_room(world: World, networks: Mapping[str, Network], folder: Path, rounds: int, checkpoints: str) -> list[str]:

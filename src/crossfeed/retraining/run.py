@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from crossfeed.describe import schema
-from crossfeed.errors import CheckFailedError, SettingError
+from crossfeed.errors import CheckFailedError, CrossfeedError, SettingError
 from crossfeed.networks.base import Network
 from crossfeed.networks.build import build
 from crossfeed.networks.rewards import RewardFn, build_reward
 from crossfeed.networks.world import World, open_world
+from crossfeed.record.folder import RunFolder, is_run
+from crossfeed.record.tracking import check, trackers
 from crossfeed.record.training_set import Regime
 from crossfeed.retraining.options import check_room, choose_device, choose_dtype, once_a_round, refuse_other
-from crossfeed.retraining.recorder import Memory, Recorder
+from crossfeed.retraining.recorder import Memory
 from crossfeed.retraining.rounds import Loop
 from crossfeed.retraining.stopping import Result
 from crossfeed.retraining.summary import RoundSummary
@@ -27,8 +29,6 @@ from crossfeed.retraining.timing import Clock, Progress
 
 if TYPE_CHECKING:
     import pyarrow
-
-    from crossfeed.record.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -143,23 +143,42 @@ def run_networks(
         raise SettingError(f"rounds: found {rounds!r}; need a whole number, 1 or more")
     once_a_round(eco)
     where = choose_device(device)
-    if not (folder is None or isinstance(folder, Memory)) and (networks is not None or rewards is not None):
+    path = None if folder is None or isinstance(folder, Memory) else Path(folder)
+    if path is None and track:
+        raise SettingError(f"track: found {', '.join(track)} for a run in memory; give a folder")
+    if path is not None and (networks is not None or rewards is not None):
         what = "networks" if networks is not None else "rewards"
         raise SettingError(f"{what}: found some together with a folder; a run in a folder is made from its spec alone")
+    check(track)
     given = {"rounds": rounds, "dtype": dtype, "regime": regime, "checkpoints": checkpoints}
-    about = {"spec_text": spec_text, "spec_file": spec_file, "command": command}
-    recorder, options, notes = _open(eco, folder, resume, where, given, about)
-    last = rounds or (options["rounds"] if len(recorder.rounds) <= options["rounds"] else eco.run.rounds)
-    world = world or open_world(eco)
+    options: dict[str, Any] = {"rounds": eco.run.rounds, "dtype": "float32", "regime": eco.samples.regime}
+    options |= {"checkpoints": eco.run.checkpoints}
+    options = {key: given[key] or value for key, value in options.items()} | {"device": str(where)}
+    there, notes = _there(folder, resume), list[str]()
+    if there is not None and there.options:
+        notes += refuse_other(eco, there.eco or eco, options, there.options, given)
+        options = there.options
+    done = [] if there is None else there.rounds
+    last = rounds or (options["rounds"] if len(done) <= options["rounds"] else eco.run.rounds)
+    kind = choose_dtype(options["dtype"])
     clock = Clock(last, progress)
-    with recorder.writing(), _deterministic(where):
-        with clock.stage("models", "making the networks"):
-            kind = choose_dtype(options["dtype"])
+    with _deterministic(where), ExitStack() as stack:
+        with clock.stage("models", "reading data, making the networks"):
+            world = world or open_world(eco)
             models = dict(networks) if networks is not None else build(world, where, kind)
-        judges = _rewards(world, where) if rewards is None else rewards
-        if not isinstance(recorder, Memory):
+            judges = _rewards(world, where) if rewards is None else rewards
+        if path is not None:
+            notes += check_room(world, models, path, last - max([0, *done]), options["checkpoints"])
+        if there is None and path is not None:  # not before everything that can be wrong with the spec was found
+            there = RunFolder.create(
+                path, eco, spec_text=spec_text, spec_file=spec_file, command=command, options=options
+            )
+        recorder = there or Memory()
+        if isinstance(recorder, Memory):
+            recorder.eco, recorder.options = eco, options
+        else:
             recorder.world = world
-            notes += check_room(world, models, recorder.path, last - max([0, *recorder.rounds]), options["checkpoints"])
+        stack.enter_context(recorder.writing())
         loop = Loop(
             world,
             models,
@@ -171,22 +190,23 @@ def run_networks(
             minimal=minimal,
             keep_state=not isinstance(recorder, Memory) or recorder.keep == "all",
         )
-        log = _trackers(track, recorder)
         summaries: list[RoundSummary] = []
+        told = [] if isinstance(recorder, Memory) or not track else [stack.enter_context(trackers(track, recorder))]
 
-        def done(summary: RoundSummary) -> None:
+        def tell(summary: RoundSummary) -> None:
             summary.notes[:0] = [notes.pop(0) for _ in range(len(notes))]
             summaries.append(summary)
             if report is not None:
                 report(summary)
-            log(summary.round)
+            for tracker in told:
+                tracker(summary.round)
 
-        result, reason = _go(loop, last, done, recorder, folder)
+        result, reason = _go(loop, last, tell, recorder)
     return NetworkRun(recorder, eco, result, reason, summaries, models)
 
 
 def _go(
-    loop: Loop, last: int, done: Callable[[RoundSummary], None], recorder: Recorder, folder: Any
+    loop: Loop, last: int, tell: Callable[[RoundSummary], None], recorder: RunFolder | Memory
 ) -> tuple[Result, str]:
     """All rounds up to the last, or to the end; the record is told how it ended."""
     ended: tuple[Result, str] | None = None
@@ -194,18 +214,16 @@ def _go(
         if recorder.rounds:
             ended = loop.resume()
         else:
-            done(loop.start())
+            tell(loop.start())
         while ended is None and loop.state.round < last:
             summary = loop.round()
-            done(summary)
+            tell(summary)
             ended = summary.ended
     except KeyboardInterrupt:
-        again = (
-            "" if isinstance(recorder, Memory) else f"; go on with `crossfeed run {shlex.quote(str(folder))} --resume`"
-        )
-        raise KeyboardInterrupt(
-            f"interrupted in round {loop.state.round + 1}; finished rounds are kept{again}"
-        ) from None
+        kept = f"interrupted in round {loop.state.round + 1}; finished rounds are kept"
+        if isinstance(recorder, RunFolder):
+            kept += f"; go on with `crossfeed run {shlex.quote(str(recorder.path))} --resume`"
+        raise KeyboardInterrupt(kept) from None
     except CheckFailedError as error:
         recorder.finish("failed", str(error))
         raise
@@ -214,34 +232,26 @@ def _go(
     return how
 
 
-def _open(
-    eco: schema.Ecosystem,
-    folder: str | Path | Memory | None,
-    resume: bool,
-    device: torch.device,
-    given: Mapping[str, Any],
-    about: Mapping[str, Any],
-) -> tuple[RunFolder | Memory, dict[str, Any], list[str]]:
-    """The record to write to, the options that hold, and what the user should know."""
-    usual = {"rounds": eco.run.rounds, "dtype": "float32", "regime": eco.samples.regime}
-    usual |= {"checkpoints": eco.run.checkpoints}
-    fresh = {key: given[key] or value for key, value in usual.items()} | {"device": str(device)}
-    if folder is None or isinstance(folder, Memory):
-        memory = folder or Memory()
-        if memory.records and not resume:
-            raise SettingError("folder: found a record in memory that has a run; give a new Memory(), or resume=True")
-        if memory.records:
-            options = memory.options
-            return memory, options, refuse_other(eco, memory.eco or eco, fresh, options, given)
-        memory.eco, memory.options = eco, fresh
-        return memory, fresh, []
-    from crossfeed.record.folder import RunFolder
+def _there(folder: str | Path | Memory | None, resume: bool) -> RunFolder | Memory | None:
+    """The record that is there already; None where a new one is to be made.
 
-    if not resume:
-        return RunFolder.create(Path(folder), eco, options=fresh, **about), fresh, []
-    there = RunFolder.open(Path(folder), allow_code=True)
-    notes = refuse_other(eco, there.eco, fresh, there.options, given, there.path)
-    return there, dict(there.options), notes
+    Raises:
+        SettingError, CrossfeedError: there is one and it is not to be resumed, or the other way round.
+    """
+    if folder is None:
+        return None
+    if isinstance(folder, Memory):
+        if folder.records and not resume:
+            raise SettingError("folder: found a record in memory that has a run; give a new Memory(), or resume=True")
+        return folder
+    if resume:
+        return RunFolder.open(folder, allow_code=True)
+    if is_run(folder):
+        raise CrossfeedError(
+            f"{folder}: holds a run already; go on with `crossfeed run {shlex.quote(str(folder))} --resume`, or give another "
+            "folder"
+        )
+    return None
 
 
 def _rewards(world: World, device: torch.device) -> dict[str, RewardFn]:
@@ -269,14 +279,3 @@ def _deterministic(device: torch.device) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-
-
-def _trackers(names: Sequence[str], recorder: RunFolder | Memory) -> Callable[[int], None]:
-    """What logs a round's metrics to the trackers that were asked for."""
-    if not names:
-        return lambda round: None
-    if isinstance(recorder, Memory):
-        raise SettingError(f"track: found {', '.join(names)} for a run in memory; give a folder")
-    from crossfeed.record.tracking import trackers
-
-    return trackers(names, recorder)
