@@ -171,12 +171,12 @@ def test_float_images_have_the_loss_of_the_same_bytes() -> None:
 
 
 def test_learns_what_labels_mean() -> None:
-    """Class 0 is red and class 1 is blue; 150 small steps show in the samples."""
+    """Class 0 is red and class 1 is blue; 100 small steps show in the samples."""
     network = tiny(channels=[16], attention=[False], norm_groups=1, sampling_steps=8)
     prompts = torch.arange(64) % 2
     images = torch.full((64, *SHAPE), 20, dtype=torch.uint8)
     images[prompts == 0, 0], images[prompts == 1, 2] = 230, 230
-    how = Training(steps=150, batch_size=16, learning_rate=1e-2)
+    how = Training(steps=100, batch_size=16, learning_rate=1e-2)
     done = train(network, prompts, images, how, 1, seeded(0))
     assert done.last_loss < 0.5 * done.first_loss
     means = network.sample(torch.tensor([0, 1]), torch.tensor([16, 16]), seeded(1)).float().mean((2, 3))

@@ -22,6 +22,8 @@ from crossfeed.networks.extras import need
 _BLOCK = 128
 _ROOM = 32
 _KEEP = 0.8
+_FIRST_BEST = 64
+_MORE = 16
 
 
 @dataclass(frozen=True)
@@ -201,17 +203,17 @@ def draw(logits: Tensor, uniforms: Tensor | None, temperature: float, top_p: flo
         [0, 0, 1]
     """
     logits = logits.float()
-    top = logits.max(-1, keepdim=True).values
+    top = logits.amax(-1, keepdim=True)
     if not bool(torch.isfinite(top).all()):
         raise CheckFailedError("the network's logits are not finite")
     if uniforms is None:
         return logits.argmax(-1)
-    mass = ((logits - top) / temperature).exp_()
+    mass = (logits - top).mul_(1 / temperature).exp_()
     if top_p < 1:
-        mass = torch.where(mass >= _nucleus(mass, top_p), mass, 0.0)
+        mass.masked_fill_(mass < _nucleus(mass, top_p), 0.0)
     rows, tokens = mass.shape
     short = -tokens % _BLOCK
-    blocks = torch.nn.functional.pad(mass, (0, short)).view(rows, -1, _BLOCK)
+    blocks = (torch.nn.functional.pad(mass, (0, short)) if short else mass).view(rows, -1, _BLOCK)
     upto = blocks.sum(-1).double().cumsum(-1)
     goal = uniforms.double() * upto[:, -1]
     block = (upto <= goal[:, None]).sum(-1).clamp(max=upto.shape[1] - 1)
@@ -225,16 +227,20 @@ def draw(logits: Tensor, uniforms: Tensor | None, temperature: float, top_p: flo
 
 def _nucleus(mass: Tensor, top_p: float) -> Tensor:
     """The least mass that a token of the nucleus has, (rows, 1)."""
-    needed = top_p * mass.sum(-1, dtype=torch.float64)
-    tokens = mass.shape[1]
-    num = min(64, tokens)
-    while True:
-        best = mass.topk(num, dim=-1).values
+    needed = top_p * mass.sum(-1).double()
+    rows, tokens = mass.shape
+    out = torch.zeros(rows, 1, dtype=mass.dtype, device=mass.device)
+    left, num = torch.arange(rows, device=mass.device), min(_FIRST_BEST, tokens)
+    while len(left):
+        best = (mass if len(left) == rows else mass[left]).topk(num, dim=-1).values
         upto = best.double().cumsum(-1)
-        if num == tokens or bool((upto[:, -1] >= needed).all()):
-            last = (upto < needed[:, None]).sum(-1).clamp(max=num - 1)
-            return best.gather(1, last[:, None])
-        num = min(8 * num, tokens)
+        last = (upto < needed[left, None]).sum(-1).clamp(max=num - 1)
+        out[left] = best.gather(1, last[:, None])
+        if num == tokens:
+            break
+        left = left[upto[:, -1] < needed[left]]  # rows whose nucleus holds more
+        num = min(_MORE * num, tokens)
+    return out
 
 
 def _cache(model: Any) -> Any:

@@ -1,0 +1,119 @@
+"""SIGKILL at random moments: what was finished is whole, and a run that goes on ends as if it had never been killed.
+
+A server process imports everything once and forks the process that is killed, so that a kill costs no imports.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+KILLS = 20
+ROUNDS = 12
+SEED = 0
+
+
+def commit_rounds(path: Path) -> None:
+    """Write rounds of random tensors, as many as are missing."""
+    import made_runs as made
+
+    from crossfeed.record.folder import RunFolder, is_run
+
+    eco = made.ecosystem(path.parent)
+    folder = RunFolder.open(path) if is_run(path) else RunFolder.create(path, eco, options={"checkpoints": "last"})
+    folder.world = made.world("vectors")
+    with folder.writing():
+        for number in range(folder.rounds[-1] + 1 if folder.rounds else 0, 4 * ROUNDS):
+            folder.commit(made.record(number, size=300))
+        folder.finish("finished")
+
+
+def run_flows(path: Path) -> None:
+    """Run two small flows in the loop, from where the run was."""
+    import made_runs as made
+
+    from crossfeed.record.folder import is_run
+    from crossfeed.retraining.run import run_networks
+
+    run_networks(made.ecosystem(path.parent), path, device="cpu", rounds=ROUNDS, resume=is_run(path))
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Everything that must be equal: metrics, samples, parameters."""
+    files = [p for p in path.rglob("*") if p.suffix in (".parquet", ".safetensors")]
+    return {str(p.relative_to(path)): p.read_bytes() for p in files}
+
+
+def serve(work: Callable[[Path], None], place: Path) -> None:
+    """Kill the work ``KILLS`` times, look at the folder each time, and compare the end with undisturbed work."""
+    from crossfeed.record.folder import RunFolder, is_run
+
+    def begin(path: Path) -> int:
+        path.parent.mkdir(exist_ok=True)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                work(path)
+                code = 0
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        return pid
+
+    whole = place / "whole" / "run"
+    start = time.monotonic()
+    assert os.waitpid(begin(whole), 0)[1] == 0
+    took = time.monotonic() - start
+    expected = contents(whole)
+    chance = random.Random(SEED)
+    kills, runs, killed_in = 0, 0, set()
+    path = place / "killed-0" / "run"
+    while kills < KILLS:
+        pid = begin(path)
+        time.sleep(chance.uniform(0, took / 4))
+        if os.waitpid(pid, os.WNOHANG) == (0, 0):
+            os.kill(pid, signal.SIGKILL)
+            assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+            kills += 1
+        if is_run(path):
+            folder = RunFolder.open(path)
+            assert folder.verify() == []
+            found = contents(path)
+            for number in folder.rounds:
+                names = [name for name in found if name.startswith(f"rounds/{number:04d}/")]
+                assert len(names) >= 5, (number, names)
+                assert all(name not in expected or found[name] == expected[name] for name in names)
+            killed_in.update(folder.rounds[-1:])
+            if folder.status["result"] is not None:
+                assert contents(path) == expected
+                runs += 1
+                path = place / f"killed-{runs}" / "run"
+    assert os.waitpid(begin(path), 0)[1] == 0
+    assert contents(path) == expected
+    print(f"{kills} kills after rounds {sorted(killed_in)} in {runs + 1} runs of {took:.2f} s")
+    assert len(killed_in) >= 3
+
+
+@pytest.mark.parametrize("work", ["commit_rounds", "run_flows"])
+def test_killed_at_twenty_random_moments(tmp_path, work):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, __file__, work, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("20 kills after rounds")
+    print(done.stdout)
+
+
+if __name__ == "__main__":
+    serve({"commit_rounds": commit_rounds, "run_flows": run_flows}[sys.argv[1]], Path(sys.argv[2]))
