@@ -323,9 +323,10 @@ def test_files_may_be_named_from_elsewhere(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["diffusion", "lora", "all parameters"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_images_and_texts_resume_bit_for_bit(kind, dtype, tmp_path):
+@pytest.mark.parametrize(("dtype", "regime"), [("float32", "accumulate"), ("bfloat16", "replace")])
+def test_images_and_texts_resume_bit_for_bit(kind, dtype, regime, tmp_path):
     eco = diffusions() if kind == "diffusion" else languages(tmp_path, lora=kind == "lora", dropout=0.1)
+    eco = eco.model_copy(update={"samples": eco.samples.model_copy(update={"regime": regime})})
     whole = run_networks(eco, tmp_path / "whole", device="cpu", rounds=3, dtype=dtype)
     run_networks(eco, tmp_path / "parts", device="cpu", rounds=1, dtype=dtype)
     parts = run_networks(eco, tmp_path / "parts", device="cpu", rounds=3, resume=True)
