@@ -31,7 +31,7 @@ from crossfeed.retraining.evaluation import Evaluator
 from crossfeed.retraining.recorder import Recorder, copies
 from crossfeed.retraining.requests import Want, generate, wants_of
 from crossfeed.retraining.start import pretraining_rows, start_pool
-from crossfeed.retraining.state import State, as_recorded, read_state
+from crossfeed.retraining.state import State, read_state
 from crossfeed.retraining.stopping import Result
 from crossfeed.retraining.summary import RoundSummary, alignment_of
 from crossfeed.retraining.timing import Clock
@@ -205,7 +205,7 @@ class Loop:
         }
         record = RoundRecord(number, metrics, shown=found.shown, seconds=dict(self.clock.seconds), info=info)
         if self.keep_state:
-            record.pools = {name: as_recorded(rows) for name, rows in found.rows.items()}
+            record.pools = found.rows
             record.parameters = {name: copies(self.networks[name].parameters()) for name in found.rows}
             kept = {name: self.state.optimizers[name] for name in found.rows}
             record.optimizers = {name: copies(tensors) for name, tensors in kept.items() if tensors}

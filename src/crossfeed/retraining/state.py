@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -51,7 +51,7 @@ class State:
         self.collected[name], self.optimizers[name] = {}, None
 
     def collect(self, name: str, rows: Pool, round: int, regime: Regime, seed: int) -> Pool:
-        """Add a model's new rows of a round; its training set, in which texts of this round know their tokens.
+        """Add a model's new rows of a round; its training set.
 
         Args:
             name: The model.
@@ -64,10 +64,8 @@ class State:
         sizes = [*map(len, kept.values()), len(rows)]
         made = recipe(regime, list(kept), round, sizes, child_seed(seed, round, name, "subsample"))
         kept[round] = rows
-        pool = made.of(kept.__getitem__)
-        kept[round] = as_recorded(rows)
-        self.pools[name], self.trained[name], self.recipes[name] = as_recorded(pool), round, made
-        return pool
+        self.pools[name], self.trained[name], self.recipes[name] = made.of(kept.__getitem__), round, made
+        return self.pools[name]
 
     def info(self) -> dict[str, Any]:
         """What the record of a round keeps of it, as JSON: all that is neither tensors nor rows."""
@@ -76,13 +74,6 @@ class State:
             "training_sets": {name: made.info() for name, made in self.recipes.items()},
             "stopping": copy.deepcopy(self.watch.info()),
         }
-
-
-def as_recorded(pool: Pool) -> Pool:
-    """The rows as a record gives them back: sampled texts without the tokens they were sampled as."""
-    if not isinstance(pool.outputs, list):
-        return pool
-    return replace(pool, outputs=[str(text) for text in pool.outputs])
 
 
 def read_state(recorder: Recorder, networks: Mapping[str, Network], regime: Regime) -> State:
