@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import diffusion_loop, language_loop
 from benchmarks.machine import ROOT, child, timed
 
 Rows = list[dict[str, Any]]
@@ -129,4 +130,6 @@ SUITE: dict[str, Callable[[int, bool], Result]] = {
     "growth": growth,
     "differences": differences,
     "start-up": start_up,
+    "diffusion": diffusion_loop.measure,
+    "language": language_loop.measure,
 }

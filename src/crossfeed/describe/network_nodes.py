@@ -41,6 +41,9 @@ class TextsData(Node):
     input_column: str = Field(default="input", description="Column of the inputs.")
     answer_column: str | None = Field(default=None, description="Column of the answers; null: inputs only.")
     template: str = Field(default="{input}", description="The prompt a model sees; `{input}` stands for the input.")
+    where: dict[str, str] = Field(
+        default_factory=dict, description="Only rows with this text in this column, e.g. {task: paraphrase}."
+    )
     rows: Count | None = Field(
         default=None, description="Use this many rows, drawn with the spec's seed; null for all."
     )

@@ -125,7 +125,8 @@ def _table(
     except DataError as error:
         text = str(error)
         raise DataError(f"data.{name}.file: {text}" if file in text else f"{where}: {text}") from None
-    for column in dict.fromkeys(columns):
+    conditions = data.where if isinstance(data, TextsData) else {}
+    for column in dict.fromkeys([*columns, *conditions]):
         if column in names:
             continue
         need = known(names, column).removeprefix("need ")
@@ -136,19 +137,21 @@ def _table(
             )
         raise DataError(f"{where}: found no column {short(column)}; need {need}")
     try:
-        table = read(columns)
+        table = read([*columns, *conditions])
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
-    total = len(table[0])
-    if not total:
+    if not table[0]:
         raise DataError(f"{where}: found no rows; need at least one")
-    if data.rows is None:
-        return list(range(total)), table
-    if data.rows > total:
-        raise DataError(f"data.{name}.rows: found {data.rows:,}; need at most {total:,}, the rows of {file}")
-    draw = np.random.default_rng(child_seed(seed, 0, name, "rows"))
-    rows = np.sort(draw.choice(total, data.rows, replace=False)).tolist()
-    return rows, [[cells[row] for row in rows] for cells in table]
+    rows = [row for row, cells in enumerate(zip(*table[len(columns) :], strict=True))
+            if cells == tuple(conditions.values())] if conditions else list(range(len(table[0])))  # fmt: skip
+    if not rows:
+        raise DataError(f"data.{name}.where: found no row of {file} with {conditions}; need texts that its columns hold")
+    if data.rows is not None:
+        if data.rows > len(rows):
+            raise DataError(f"data.{name}.rows: found {data.rows:,}; need at most {len(rows):,}, the rows of {file}")
+        draw = np.random.default_rng(child_seed(seed, 0, name, "rows"))
+        rows = [rows[i] for i in np.sort(draw.choice(len(rows), data.rows, replace=False)).tolist()]
+    return rows, [[cells[row] for row in rows] for cells in table[: len(columns)]]
 
 
 def _open(file: str) -> tuple[list[str], Any]:
