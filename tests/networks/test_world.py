@@ -237,6 +237,23 @@ def test_some_rows_are_drawn_with_the_seed_and_the_name(tmp_path: Path) -> None:
     assert found[0][:10] == sorted(set(found[0][:10])) != found[0][10:]
 
 
+def test_rows_by_the_value_of_a_column(tmp_path: Path) -> None:
+    tasks = ["sum", "para", "sum", "para", "fix", "sum"]
+    file = _table(tmp_path, "csv", [{**row, "task": task} for row, task in zip(ROWS, tasks, strict=True)])
+    rows, inputs, answers = read_texts("web", s.TextsData(file=file, answer_column="answer", where={"task": "sum"}), 0)
+    assert (rows, inputs, answers) == ([0, 2, 5], ["in 0", "in 2", "in 5"], ["out 0", "out 2", "out 5"])
+    some = s.TextsData(file=file, where={"task": "sum", "input": "in 2"}, rows=1)
+    assert read_texts("web", some, 0) == ([2], ["in 2"], None)
+    for where, says in (
+        ({"tsk": "sum"}, "found no column 'tsk'; need .*did you mean 'task'"),
+        ({"task": "Sum"}, r"data.web.where: found no row of .* with \{'task': 'Sum'\}"),
+    ):
+        with pytest.raises(DataError, match=says):
+            read_texts("web", s.TextsData(file=file, where=where), 0)
+    with pytest.raises(DataError, match="data.web.rows: found 4; need at most 3"):
+        read_texts("web", s.TextsData(file=file, where={"task": "sum"}, rows=4), 0)
+
+
 def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"input": "a\\ud800b", "answer": "\\u0000\\u001b[31m"}\n', encoding="ascii")
     world = _texts(a=s.TextsData(file=str(tmp_path / "a.jsonl"), answer_column="answer"))
