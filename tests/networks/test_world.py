@@ -250,7 +250,7 @@ def test_rows_by_the_value_of_a_column(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=says):
             read_texts("web", s.TextsData(file=file, where=where), 0)
-    with pytest.raises(DataError, match="data.web.rows: found 4; need at most 3"):
+    with pytest.raises(DataError, match=r"data.web.rows: found 4; need at most 3"):
         read_texts("web", s.TextsData(file=file, where={"task": "sum"}, rows=4), 0)
 
 

@@ -23,6 +23,23 @@ RUNS = {
     "twelve": lambda folder: made("images", 12, folder, rounds=3),
     "hostile": hostile,
 }
+CONTRAST = """() => {
+  const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map(Number).map((v) => v / 255)
+    .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
+  const ground = light(getComputedStyle(document.body).backgroundColor);
+  const words = [...document.querySelectorAll('main p, main li, main dt, main dd, main th, main td, main figcaption')];
+  const labels = [...document.querySelectorAll('.chart svg text, svg.graph text')];
+  const colours = [...words.map((e) => getComputedStyle(e).color), ...labels.map((e) => getComputedStyle(e).fill)];
+  return [...new Set(colours)].filter((colour) => colour.startsWith('rgb(')).filter((colour) => {
+    const [low, high] = [light(colour), ground].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05) < 4.5;
+  });
+}"""
+"""Colours of text that stand out from the page by less than 4.5 : 1."""
+TICKS = """() => [...document.querySelectorAll('.chart svg')].map((svg) =>
+  [...svg.querySelectorAll('g[aria-label*="titled \'round\'"] .role-axis-label text')].map((t) => t.textContent))"""
+"""By chart, labels of the axis of rounds."""
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +86,36 @@ def visit(chromium: Any, pages: dict[str, Path]) -> Iterator[Any]:
     assert trouble == []
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 360), ("light", 1440)])
 @pytest.mark.parametrize("name", list(RUNS))
-def test_everything_is_drawn_within_the_page(visit: Any, name: str, width: int) -> None:
-    page = visit(name, "dark" if width == 390 else "light", width)
+def test_everything_is_drawn_within_the_page(visit: Any, name: str, scheme: str, width: int) -> None:
+    page = visit(name, scheme, width)
+    assert page.evaluate("document.documentElement.dataset.drawn") == scheme
     _check_charts(page)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for folded in (True, False):
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), folded
+        page.evaluate("document.querySelectorAll('main details').forEach((fold) => { fold.open = true; })")
     assert page.evaluate("document.querySelector('svg.graph').getBoundingClientRect().height") > 60
     outside = page.evaluate(
         """[...document.querySelectorAll('.chart svg')].filter((svg) =>
              svg.getBoundingClientRect().right > svg.parentElement.getBoundingClientRect().right + 1).length"""
     )
     assert outside == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read(visit: Any, scheme: str) -> None:
+    page = visit("text", scheme, 1440 if scheme == "dark" else 360)
+    faint = page.evaluate(CONTRAST)
+    assert faint == []
+
+
+@pytest.mark.parametrize("name", ["vectors", "images", "text", "one"])
+def test_rounds_are_counted_in_whole_numbers(visit: Any, name: str) -> None:
+    page = visit(name)
+    for axis in page.evaluate(TICKS):
+        shown = [int(label) for label in axis if label]
+        assert shown == sorted(set(shown))
 
 
 def test_no_text_is_run(visit: Any) -> None:

@@ -145,7 +145,9 @@ def _table(
     rows = [row for row, cells in enumerate(zip(*table[len(columns) :], strict=True))
             if cells == tuple(conditions.values())] if conditions else list(range(len(table[0])))  # fmt: skip
     if not rows:
-        raise DataError(f"data.{name}.where: found no row of {file} with {conditions}; need texts that its columns hold")
+        raise DataError(
+            f"data.{name}.where: found no row of {file} with {conditions}; need texts that its columns hold"
+        )
     if data.rows is not None:
         if data.rows > len(rows):
             raise DataError(f"data.{name}.rows: found {data.rows:,}; need at most {len(rows):,}, the rows of {file}")

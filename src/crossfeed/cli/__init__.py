@@ -1,0 +1,5 @@
+"""The command ``crossfeed``."""
+
+from crossfeed.cli.app import main
+
+__all__ = ["main"]
