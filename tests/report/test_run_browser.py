@@ -37,9 +37,10 @@ FAINT = """() => {
   });
 }"""
 """Colours of text that stand out from the page by less than 4.5 : 1."""
-ROUNDS = """() => [...document.querySelectorAll('.chart svg g[aria-label*=round].role-axis')].map((axis) =>
-  [...axis.querySelectorAll('.role-axis-label text')].filter((t) => getComputedStyle(t).opacity > 0)
-    .map((t) => t.textContent))"""
+ROUNDS = """() => [...document.querySelectorAll('.chart svg g.role-axis')]
+  .filter((axis) => axis.querySelector('.role-axis-title text')?.textContent === 'round')
+  .map((axis) => [...axis.querySelectorAll('.role-axis-label text')]
+    .filter((label) => getComputedStyle(label).opacity > 0).map((label) => label.textContent))"""
 """Labels of every axis of rounds."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ TITLES = {
     "saturation": ("Saturation of the pictures", "saturation"),
     "brightness": ("Brightness of the pictures", "brightness"),
 }
+FROM_ZERO = {"diversity", "words", "empty", "copied"}
+"""Metrics that cannot be negative and whose distance to zero matters: their axes begin there."""
 KNOWN = {
     "alignment",
     "loss",
@@ -81,18 +84,13 @@ def curves(
     dashes = list(dict.fromkeys(line.dash for line in strong))
     few = len({p.round for line in lines for p in line.points}) < 4
     rows = [_row(line, p, names) for line in strong for p in line.points]
+    bands, alone = _bands(lines, names)
     hints = {"model": "Model", "round": "Round #", "value": f"{axis} #"}
     if any(line.label for line in lines):
         hints = {"model": "Model", "label": "Measured", "round": "Round #", "value": f"{axis} #"}
     if any(r["low"] != r["high"] for r in rows):
         hints |= {"low": "95 % from #", "high": "to #"}
-    last = max(1, facts.last)
-    x = quantity(
-        "round",
-        "round",
-        scale={"nice": False, "domain": [0, last]},
-        axis={"grid": False, "tickMinStep": 1, "format": "d"},
-    )
+    x = over_rounds(0, max(1, facts.last))
     values = [v for line in lines for p in line.points for v in _ends(line, p)]
     scale: Spec = {"type": "log"} if log else {"zero": False, "domain": limits or padded(values), "nice": False}
     y = quantity("value", axis, scale=scale, axis={"values": _decades(values)} if log else {"tickCount": 5})
@@ -111,11 +109,14 @@ def curves(
                 "encoding": {"x": x, "y": y, "detail": series, "tooltip": tooltip(**hints)},
             }
         )
-    spread = [r for r in rows if r["low"] != r["high"]]
-    if spread and not log:
-        ends: Spec = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour, "detail": series}
-        mark: Spec = {"type": "rule", "strokeWidth": 2, "opacity": 0.55} if few else {"type": "area", "opacity": 0.18}
-        layers.append({"data": {"values": spread}, "mark": mark, "encoding": ends})
+    if few:
+        bands, alone = [], bands + alone
+    area, bar = {"type": "area", "opacity": 0.18}, {"type": "rule", "strokeWidth": 2, "opacity": 0.55}
+    for found, mark in ((bands, area), (alone, bar)):
+        if not log and any(r["low"] != r["high"] for r in found):
+            ends: Spec = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}
+            ends["detail"] = {"field": "band", "type": "nominal"}
+            layers.append({"data": {"values": found}, "mark": {**mark, "clip": True}, "encoding": ends})
     main: Spec = {"x": x, "y": y, "color": colour, "detail": series, "tooltip": tooltip(**hints)}
     told_by, kinds = ("dash", dashes) if len(dashes) > 1 else ("model", list(present))
     main["strokeDash"] = {
@@ -126,7 +127,12 @@ def curves(
         "scale": {"domain": kinds, "range": [list(DASHES[i % len(DASHES)]) for i in range(len(kinds))]},
     }
     if told_by == "dash":
-        main["strokeDash"]["legend"] = {"symbolType": "stroke", "symbolStrokeColor": token("ink"), "orient": "bottom"}
+        main["strokeDash"]["legend"] = {
+            "symbolType": "stroke",
+            "symbolStrokeColor": token("ink"),
+            "symbolOpacity": 1,
+            "orient": "bottom",
+        }
     if len(facts.names) == 1 and told_by == "model":
         main["strokeDash"]["legend"] = None
     points: Any = {"filled": True, "size": 45} if few else False
@@ -156,6 +162,35 @@ def _row(line: Line, point: Point, names: Mapping[str, str]) -> dict[str, Any]:
         "low": _short(low),
         "high": _short(high),
     }
+
+
+def _bands(lines: Sequence[Line], names: Mapping[str, str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Points whose standard error is known: those that stand beside another such point, and those that stand alone."""
+    joined: list[dict[str, Any]] = []
+    alone: list[dict[str, Any]] = []
+    for line in lines:
+        run: list[dict[str, Any]] = []
+        for k, point in enumerate([*line.points, Point(-1, 0.0, None)]):
+            if point.error is None:
+                (joined if len(run) > 1 else alone).extend(run)
+                run = []
+            else:
+                row = _row(line, point, names)
+                run.append({**row, "band": run[0]["band"] if run else f"{row['series']}/{k}"})
+    return joined, alone
+
+
+def over_rounds(first: int, last: int, margin: float = 0.0) -> Spec:
+    """The axis of rounds, marked at whole numbers."""
+    steps = (m * 10**e for e in range(12) for m in (1, 2, 5))
+    step = next(s for s in steps if (last - first) // s <= 10)
+    marked = [t for t in range(first, last + 1) if t % step == 0]
+    return quantity(
+        "round",
+        "round",
+        scale={"nice": False, "domain": [first - margin, last + margin]},
+        axis={"grid": False, "values": marked, "format": "d"},
+    )
 
 
 def _short(value: float) -> float:
@@ -206,7 +241,11 @@ def metric(facts: Facts, name: str, *, log: bool = False) -> list[Panel]:
     for model, domain, points in found:
         label = words.clean(domain or "", 40)
         lines.append(Line(model, label, points, label if len(domains) > 1 else ""))
-    return curves(facts, lines, title, axis.replace("_", " "), log=log)
+    limits = None
+    if name in FROM_ZERO:
+        top = max((v for line in lines for p in line.points for v in _ends(line, p)), default=0.0)
+        limits = [0.0, 1.06 * top if top > 0 else 1.0]
+    return curves(facts, lines, title, axis.replace("_", " "), log=log, limits=limits)
 
 
 def loss(facts: Facts) -> list[Panel]:
@@ -237,12 +276,13 @@ def picks(facts: Facts, most: int = 6) -> list[Panel]:
         by.setdefault((item.model, item.source), []).append(item)
     names, out = called(facts), []
     kept = sorted(by, key=lambda k: -max(abs(i.gain[0]) for i in by[k]))[:most]
-    kinds = {"best candidate": "sixth", "picked": "curated", "offered": "first"}
+    kinds = {"best candidate": "sixth", "picked": "curated", "all offered": "first"}
+    titles = picks_of(facts)
     for model, source in [k for k in by if k in kept]:
         rows = []
         for item in by[model, source]:
             half = quantile(item.rows) * (item.gain[1] or 0.0)
-            shown = {"best candidate": item.best, "picked": item.picked, "offered": item.offered}
+            shown = {"best candidate": item.best, "picked": item.picked, "all offered": item.offered}
             for kind, value in shown.items():
                 reach = half if kind == "picked" else 0.0
                 rows.append(
@@ -254,18 +294,25 @@ def picks(facts: Facts, most: int = 6) -> list[Panel]:
                         "high": _short(value + reach),
                     }
                 )
-        out.append(_picks_panel(facts, f"{names[model]}: {words.clean(source, 40)}", rows, kinds))
+        out.append(_picks_panel(f"For {names[model]}: picks among {titles[model, source]}", rows, kinds))
     return out
 
 
-def _picks_panel(facts: Facts, title: str, rows: list[dict[str, Any]], kinds: dict[str, str]) -> Panel:
+def picks_of(facts: Facts) -> dict[tuple[str, str], str]:
+    """By model and curated source: among whose outputs people picked, in words; with the source's name if need be."""
+    names = called(facts)
+    makers: dict[tuple[str, str], str | None] = {(p.model, p.source): p.producer for p in facts.curation}
+    out = {}
+    for (model, source), maker in makers.items():
+        out[model, source] = "its own outputs" if maker == model else f"{words.called(names, maker)}’s outputs"
+        if sum(m == model and other == maker for (m, _), other in makers.items()) > 1:
+            out[model, source] += f" ({words.clean(source, 40)})"
+    return out
+
+
+def _picks_panel(title: str, rows: list[dict[str, Any]], kinds: dict[str, str]) -> Panel:
     span = {r["round"] for r in rows}
-    x = quantity(
-        "round",
-        "round",
-        scale={"nice": False, "domain": [min(span) - (len(span) == 1), max(span) + (len(span) == 1)]},
-        axis={"grid": False, "tickMinStep": 1, "format": "d"},
-    )
+    x = over_rounds(min(span), max(span), 1.0 if len(span) == 1 else 0.0)
     scale = {"zero": False, "domain": padded([v for r in rows for v in (r["low"], r["high"])]), "nice": False}
     y = quantity("value", "mean reward", scale=scale, axis={"tickCount": 5})
     colour = palette(kinds, legend={"symbolType": "stroke", "symbolOpacity": 1})
@@ -301,42 +348,39 @@ def descent(facts: Facts, most: int = 12) -> list[Panel]:
     labels = [_generation(d) for d in range(min(deepest, DEEPEST) + 1)]
     kinds = {label: f"generation-{d}" for d, label in enumerate(labels)}
     for name in kept:
+        span = sorted(facts.descent[name])
+        reach = 0.42 if span[-1] - span[0] < 30 else 0.5
         rows: list[dict[str, Any]] = []
-        for t, shares in sorted(facts.descent[name].items()):
+        for t in span:
             summed = [0.0] * len(labels)
-            for d, share in shares.items():
+            for d, share in facts.descent[name][t].items():
                 summed[min(d, DEEPEST)] += share
+            ends = [0.0, *itertools.accumulate(summed)]
             rows += [
-                {"round": t, "kind": label, "generation": d, "share": float(f"{share:.4f}")}
+                {
+                    "round": t,
+                    "kind": label,
+                    "share": _short(share),
+                    "left": t - reach,
+                    "right": t + reach,
+                    "low": _short(ends[d]),
+                    "high": _short(ends[d + 1]),
+                }
                 for d, (label, share) in enumerate(zip(labels, summed, strict=True))
             ]
-        span = sorted(facts.descent[name])
-        alone = len(span) == 1
-        x = quantity(
-            "round",
-            "round",
-            scale={"nice": False, "domain": [min(span) - alone, max(span) + alone]},
-            axis={"grid": False, "tickMinStep": 1, "format": "d"},
-        )
-        y = quantity(
-            "share",
-            "share of training set",
-            scale={"domain": [0, 1]},
-            stack="zero",
-            axis={"format": ".0%", "tickCount": 5},
-        )
+        y = quantity("low", "share of training set", scale={"domain": [0, 1]}, axis={"format": ".0%", "tickCount": 5})
         y["axis"].pop("labelExpr")
         encoding: Spec = {
-            "x": x,
+            "x": {**over_rounds(span[0], span[-1], 0.5), "field": "left"},
+            "x2": {"field": "right"},
             "y": y,
+            "y2": {"field": "high"},
             "color": palette(kinds, "generations from real data"),
-            "order": {"field": "generation", "type": "quantitative"},
             "tooltip": tooltip(kind="Generations", round="Round #", share="Share #"),
         }
-        mark: Spec = {"type": "bar", "size": 40} if alone else {"type": "area", "line": False, "opacity": 1}
-        real = facts.descent[name][max(span)].get(0, 0.0)
-        alt = f"{names[name]}: in round {max(span)}, {100 * real:.0f} % of the training set is real data."
-        out.append(Panel(names[name], alt, view(rows, 190, mark=mark, encoding=encoding)))
+        real = facts.descent[name][span[-1]].get(0, 0.0)
+        alt = f"{names[name]}: in round {span[-1]}, {100 * real:.0f} % of the training set is real data."
+        out.append(Panel(names[name], alt, view(rows, 190, mark="rect", encoding=encoding)))
     return out
 
 
