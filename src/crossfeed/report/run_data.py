@@ -88,6 +88,7 @@ class Facts:
     infos: dict[int, dict[str, Any]]
     curation: list[Picked] = field(default_factory=list)
     descent: dict[str, dict[int, dict[int, float]]] = field(default_factory=dict)
+    origins: dict[str, dict[str | None, float]] = field(default_factory=dict)
     paired: dict[tuple[str, str], tuple[float, float, int]] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
 
@@ -150,6 +151,7 @@ def read(folder: RunFolder) -> Facts:
     facts.paired.update(_paired(folder, facts))
     try:
         facts.descent.update(_descent(folder))
+        facts.origins.update(_origins(folder))
     except DataError as error:
         facts.damaged.append(str(error))
     return facts
@@ -297,6 +299,20 @@ def _descent(folder: RunFolder) -> dict[str, dict[int, dict[int, float]]]:
         found = out.setdefault(model, {}).setdefault(int(t), {})
         found[int(generation)] = found.get(int(generation), 0.0) + share
     return out
+
+
+def _origins(folder: RunFolder) -> dict[str, dict[str | None, float]]:
+    """By model: share of its last training set that goes back to each data set; None: to what came before round 1."""
+    from crossfeed.record.lineage import origins
+
+    latest: dict[str, tuple[int, dict[str | None, float]]] = {}
+    table = origins(folder)
+    columns = [table.column(c).to_pylist() for c in ("round", "model", "data", "share")]
+    for t, model, data, share in zip(*columns, strict=True):
+        if latest.get(model, (0, {}))[0] != t:
+            latest[model] = t, {}
+        latest[model][1][data] = share
+    return {model: shares for model, (_, shares) in latest.items()}
 
 
 # --- pairs ----------------------------------------------------------------------------------------------------------

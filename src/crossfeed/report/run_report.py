@@ -50,7 +50,7 @@ def run_page(folder: RunFolder, audit: Mapping[str, Any] | None = None) -> str:
     """
     facts, page = read(folder), Page()
     made = [
-        ("answer", "The answer", run_sections.answer(facts, page)),
+        ("answer", "What happened", run_sections.answer(facts, page)),
         ("alignment", "Alignment, round by round", run_sections.alignment(facts, page)),
         ("samples", "What the models make", run_samples.samples(facts, folder, page)),
         ("flows", "Who is trained on whom", run_sections.flows(facts, page)),
@@ -78,7 +78,7 @@ def _facts(facts: Facts) -> list[str]:
     space: Any = facts.eco.space
     medium = {"text": "answers in words", "images": "pictures"}.get(space.kind)
     return [
-        medium or f"vectors of dimension {space.dim}",
+        medium or f"points with {words.plural(space.dim, 'coordinate')}",
         words.plural(len(facts.names), "model"),
         words.plural(facts.last, "round"),
     ]

@@ -97,6 +97,19 @@ def _rounds(facts: Facts, folder: RunFolder, e: Measured, most: int) -> dict[int
     return {t: items for t, items in found.items() if items}
 
 
+def _real_of(facts: Facts, folder: RunFolder, models: Sequence[str]) -> dict[int, list[Shown]]:
+    """Real outcomes by prompt, of the rows that models begin with."""
+    out: dict[int, list[Shown]] = {}
+    for model in models:
+        table = table_of(folder, facts, 0, model, "samples", ["prompt_id", "prompt", "output", "kind"])
+        if facts.rounds[0] == 0 and table is not None:
+            columns = [table.column(c).to_pylist() for c in ("prompt_id", "prompt", "output", "kind")]
+            for prompt, asked, output, kind in zip(*columns, strict=True):
+                if kind == "real":
+                    out.setdefault(int(prompt), []).append(Shown(int(prompt), asked or "", output, None))
+    return out
+
+
 def _round_name(t: int) -> str:
     return "start" if t == 0 else f"round {t}"
 
@@ -118,18 +131,21 @@ def _pictures(facts: Facts, folder: RunFolder, drawn: Sequence[Measured]) -> str
     for e in drawn:
         prompts, rows = _same(found, columns) if (found := _rounds(facts, folder, e, most)) else ([], {})
         cells, spent = {}, 0
+        queues = _real_of(facts, folder, [e.model])
+        real = [_picture(queues[p].pop(0)) if queues.get(p) else None for p in prompts]
+        spent += sum(len(uri or "") for uri in real)
         for t, items in rows.items():
             cells[t] = [_picture(item) for item in items]
             spent += sum(len(c or "") for c in cells[t])
         if not rows or spent > left:
             continue
         left -= spent
-        out.append(_grid(facts, e, rows, cells, bool(prompts)))
+        out.append(_grid(facts, e, rows, cells, bool(prompts), real))
     if not out:
         return ""
     note = paragraph(
-        "A row is a round. Columns hold the same label where the record has it in every round; the pictures are drawn "
-        "anew each time. Point at a picture for its reward.",
+        "A row is a round; the first row is real data. Columns hold the same label where the record has it in every round; "
+        "the pictures are made anew each time. Point at a picture for its reward.",
         "note",
     )
     return note + "".join(out)
@@ -141,12 +157,21 @@ def _grid(
     rows: Mapping[int, Sequence[Shown]],
     cells: Mapping[int, Sequence[str | None]],
     same: bool,
+    real: Sequence[str | None],
 ) -> str:
+    """One evaluation's grid; ``real``: pictures of real data for the columns, where there are some."""
     who = called(facts)[e.model]
     head = "".join(
         f'<th scope="col">{text(item.asked, 24)}</th>' for item in (next(iter(rows.values())) if same else ())
     )
     body = []
+    if any(real):
+        labels = [words.clean(f"real data: {item.asked}", 40) for item in next(iter(rows.values()))]
+        line = [
+            f'<td><img src="{uri}" alt="{text(label)}" title="{text(label)}"></td>' if uri else "<td>–</td>"
+            for uri, label in zip(real, labels, strict=False)
+        ]
+        body.append(f'<tr><th scope="row">real data</th>{"".join(line)}</tr>')
     for t, items in rows.items():
         line = []
         for item, uri in zip(items, cells[t], strict=True):
@@ -189,6 +214,7 @@ def _picture(item: Shown) -> str | None:
 def _answers(facts: Facts, folder: RunFolder, drawn: Sequence[Measured]) -> str:
     """For a few inputs of each evaluation: the input, and its answer in several rounds."""
     few = 3 if len(drawn) <= UNFOLDED else 2
+    real = _real_of(facts, folder, facts.names[:MODELS])
     out: list[str] = []
     spent = 0
     for e in drawn:
@@ -198,7 +224,7 @@ def _answers(facts: Facts, folder: RunFolder, drawn: Sequence[Measured]) -> str:
         prompts, rows = _same(found, few)
         long = LONG if spent < TEXTS else 0
         parts = [
-            _asked({t: items[k] for t, items in rows.items() if k < len(items)}, bool(prompts), long)
+            _asked({t: items[k] for t, items in rows.items() if k < len(items)}, bool(prompts), long, real)
             for k in range(max(len(items) for items in rows.values()))
         ]
         spent += sum(map(len, parts))
@@ -210,17 +236,19 @@ def _answers(facts: Facts, folder: RunFolder, drawn: Sequence[Measured]) -> str:
     if not out:
         return ""
     note = paragraph(
-        "The same inputs, answered in several rounds. Characters that would be obeyed or hidden are shown by their code in "
-        "brackets: ⟨ESC⟩ is an escape character, ⟨U+202E⟩ a mark that reverses text.",
+        "The same inputs, answered in several rounds. Control and invisible characters are shown by their code in brackets, "
+        "e.g. ⟨U+202E⟩; � stands for what is no valid text.",
         "note",
     )
     return note + "".join(out)
 
 
-def _asked(answers: Mapping[int, Shown], same: bool, long: int) -> str:
-    """An input and its answers by round; where rounds answered different inputs, each with its own."""
+def _asked(answers: Mapping[int, Shown], same: bool, long: int, real: Mapping[int, Sequence[Shown]]) -> str:
+    """An input, its answer in real data, and its answers by round; where rounds answered different inputs, each with its own."""
     first = next(iter(answers.values()))
     asked = f'<dt>Input</dt><dd class="asked">{said(first.asked, long)}</dd>' if same else ""
+    if same and first.prompt in real:
+        asked += f"<dt>In the real data</dt><dd>{said(str(real[first.prompt][0].output), long)}</dd>"
     body = "".join(
         f"<dt>{_round_name(t).capitalize()}"
         + (f'<span class="note"> · reward {num(a.reward, of="reward")}</span>' if a.reward is not None else "")
@@ -292,7 +320,9 @@ def _clouds(facts: Facts, folder: RunFolder, page: Page) -> str:
         draw = _histograms if dim == 1 else _scatter
         panels = draw(names[name], flat, ground, tone.get(name, "first"), dim)
         title = f"<h3>{text(names[name])}</h3>" if len(kept) > 1 else ""
-        caption = "Outputs in colour over real data in grey, the same scale in every panel."
+        caption = "Each point is an output: in colour the model’s, in grey real data. All panels have the same scale."
+        if dim == 1:
+            caption = "How often each value occurs, in the model’s outputs and in real data."
         if dim > 2:
             caption += f" Of {dim:,} dimensions the two are drawn along which real data vary most."
         out.append(title + page.figure(f"cloud{number}", panels, caption, titled=True))

@@ -21,6 +21,7 @@ from crossfeed.report.run_words import (
     duration,
     ending,
     happened,
+    liked,
     limits,
     ordered,
     planned,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from crossfeed.record.folder import RunFolder
 
 LISTED = 12
+TABLE = 40
+SAID = 6
 
 
 def answer(facts: Facts, page: Page) -> str:
@@ -71,12 +74,19 @@ def answer(facts: Facts, page: Page) -> str:
         parts.append(f'<div class="warnings"><h3>Beware</h3><ul>{items}</ul></div>')
     parts.append(
         paragraph(
-            "<dfn>Alignment</dfn> is the mean reward of a model’s outputs by its own people. It rose or fell where the "
-            "95 % interval of the difference from start to end leaves out zero. One run with one seed cannot tell what "
-            '<a href="#limits">other runs would do</a>.',
+            "<dfn>Alignment</dfn> says how well a model’s outputs please its own people: it is the mean of their reward, a "
+            "formula that gives each output a number. The start is the model before any retraining. Alignment rose or fell "
+            "where the 95 % interval of the difference from start to end leaves out zero. One run with one seed cannot tell "
+            'what <a href="#limits">other runs would do</a>.',
             "note",
         )
     )
+    people = "".join(
+        f"<li>{text(names[n])}’s people like {text(liked(facts.eco, facts.eco.models[n].reward), 300)}.</li>"
+        for n in facts.names
+        if n in listed
+    )
+    parts.append(f'<ul class="note">{people}</ul>')
     return "".join(parts)
 
 
@@ -98,11 +108,16 @@ def flows(facts: Facts, page: Page) -> str:
 def alignment(facts: Facts, page: Page) -> str:
     """Curves of alignment and the table of differences."""
     several = len(facts.evaluations) > len(facts.names)
-    caption = "Bands are 95 % intervals of each measurement." if _sure(facts) else "No standard errors were recorded."
+    caption = "Round 0 is the start, before any retraining. "
+    caption += (
+        "Bands are 95 % intervals of each measurement; where none is seen, it is narrower than the line."
+        if _sure(facts)
+        else "No intervals were recorded."
+    )
     if several:
         caption += (
-            " Own inputs are those of the data a model has in its own training data; on other inputs one sees what "
-            "coupling does elsewhere."
+            " Own inputs are those of the real data that a model is trained on. Other inputs show what training on "
+            "each other’s outputs does elsewhere."
         )
     if len(facts.names) > run_charts.COLOURED:
         caption += f" In colour the {run_charts.COLOURED} models that moved most, in grey the others."
@@ -149,12 +164,20 @@ def outputs(facts: Facts, page: Page) -> str:
     panels = [*run_charts.metric(facts, "diversity"), *run_charts.metric(facts, "distance_to_data")]
     kind = facts.eco.space.kind
     caption = {
-        "text": "Diversity is the share of distinct pairs of words; distance, the Jensen–Shannon divergence of word "
-        "frequencies from those of real data, in nats.",
-        "images": "Diversity is the mean distance between two outputs; distance to real data, the energy distance; both in "
-        "standardised colour statistics.",
-    }.get(kind, "Diversity is the mean distance between two outputs; distance to real data, the energy distance.")
+        "text": "Diversity is the share of pairs of neighbouring words that are distinct. Distance compares how often "
+        "words occur in the outputs and in real data (Jensen–Shannon divergence): 0 where equally often, 0.69 where they "
+        "have no word in common.",
+        "images": "Pictures are compared by their colours: means and spreads of red, green and blue, hues, saturation, "
+        "brightness. Diversity is the mean distance between two outputs. Distance to real data is the energy distance: "
+        "about 0 where both are distributed alike.",
+    }.get(
+        kind,
+        "Diversity is the mean distance between two outputs. Distance to real data is the energy distance: about 0 where "
+        "both are distributed alike.",
+    )
     note = "A model whose diversity falls towards zero makes the same output again and again: it has collapsed."
+    if any(p.error is not None for _, _, points in facts.of("distance_to_data") for p in points):
+        note += " The band is the 95 % interval; none is recorded for diversity."
     return page.figure("outputs", panels, f"{caption} {note}", titled=True)
 
 
@@ -166,8 +189,9 @@ def training(facts: Facts, page: Page) -> str:
         *run_charts.metric(facts, "gradient_norm", log=True),
     ]
     caption = (
-        "Δ is how far a round moves a model’s parameters, as a share of their size, ‖θ′ − θ‖/‖θ‖, on a logarithmic axis; "
-        "where it goes to zero the loop comes to rest."
+        "Δ is how far a round moves a model’s parameters, as a share of their size, ‖θ′ − θ‖/‖θ‖; where it goes to zero "
+        "the loop comes to rest. The loss is what training makes small, here in the first and the last steps of each round. "
+        "The gradient norm is how strongly the training data pull. Δ and the gradient norm are on logarithmic axes."
     )
     return page.figure("training", panels, caption, titled=True)
 
@@ -192,29 +216,47 @@ def curation(facts: Facts, page: Page) -> str:
         "People are offered candidates and pick one. The further the reward of what they pick lies above the mean of "
         "what they were offered, the harder curation pulls; where candidates become alike, nothing is left to choose."
     )
-    caption = "Mean reward, by the curators who picked first. The band is the 95 % interval of picked minus offered."
+    caption = (
+        "Mean reward, by the people who picked (the first, where several picked in turn). If the best candidate were always "
+        "taken, “picked” would lie on “best candidate”; if people picked at random, on “all offered”. The band around "
+        "“picked” is the 95 % interval of its distance from “all offered”."
+    )
     panels = run_charts.picks(facts)
     if len(latest) > len(panels):
         caption += f" Drawn are the {len(panels)} of {len(latest):,} sources where picking moved the mean most."
     drawing = page.figure("picks", panels, caption, titled=True)
-    rows = [
-        [
-            text(names[model]),
-            text(source, 40),
-            text(words.called(names, p.producer)),
-            num(p.rows, 7),
-            num(p.offered, of="offered", model=model),
-            num(p.picked, of="picked", model=model),
-            num(p.gain[0], sign=True)
-            + ("" if p.gain[1] is None else f"&nbsp;±&nbsp;{num(quantile(p.rows) * p.gain[1])}"),
-            f'<span class="num">{" · ".join(f"{100 * r:.0f}" for r in p.ranks[:8])}{" …" if p.ranks[8:] else ""} %</span>',
-            ", ".join(f"{text(who, 30)} {100 * share:.0f}&nbsp;%" for who, share in list(p.pickers.items())[:4]),
-        ]
-        for (model, source), p in latest.items()
-    ]
-    head = ["Model", "Source", "Outputs of", "Picks", "Offered", "Picked", "Gain", "Picks by rank", "By"]
-    note = paragraph("Picks by rank: how often the best, the second best, … candidate was picked.", "note")
-    return intro + drawing + table(head, rows, "Picks in the last round that has any: mean rewards", 40) + note
+    among = run_charts.picks_of(facts)
+    rows = []
+    for (model, source), p in latest.items():
+        half = None if p.gain[1] is None else quantile(p.rows) * p.gain[1]
+        gain = num(p.gain[0], sign=True, of="gain", model=model)
+        pickers = [f"{text(who, 30)} {100 * share:.0f}&nbsp;%" for who, share in list(p.pickers.items())[:4]]
+        rows.append(
+            [
+                text(names[model]),
+                text(among[model, source], 80),
+                num(p.rows, 7),
+                num(p.offered, of="offered", model=model),
+                num(p.picked, of="picked", model=model),
+                gain if half is None else f"{gain}&nbsp;±&nbsp;{num(half)}",
+                f'<span class="num">{100 * p.ranks[0]:.0f}&nbsp;%</span> of {len(p.ranks)}',
+                text(next(iter(p.pickers)), 30) if len(p.pickers) == 1 else ", ".join(pickers),
+            ]
+        )
+    head = ["Model", "Picks among", "Picks", "Offered", "Picked", "Gain", "Took the best", "By the reward"]
+    note = paragraph(
+        "Offered and picked: mean rewards. Gain: picked minus offered, with its 95 % interval. Took the best: how often the "
+        "best of so many candidates was picked.",
+        "note",
+    )
+    return intro + drawing + _cut(head, rows, "Picks in the last round that has any") + note
+
+
+def _cut(head: list[str], rows: list[list[str]], caption: str) -> str:
+    """A table of the first rows, which says how many there are."""
+    more = len(rows) - TABLE
+    left = paragraph(f"{words.plural(more, 'more row')} in the record.", "note") if more > 0 else ""
+    return table(head, rows[:TABLE], caption) + left
 
 
 def lineage(facts: Facts, page: Page) -> str:
@@ -223,24 +265,37 @@ def lineage(facts: Facts, page: Page) -> str:
     if not panels:
         return ""
     caption = (
-        "Share of each round’s training set by generations from real data: 0 is real data or a pick from a file; an output "
-        "is one generation further than the samples its maker was trained on. What was trained before round 1 counts as real."
+        "Each bar is the training set of one round. Generation 0 is real data, or what people picked before; an output is "
+        "one generation further than the samples its maker was trained on. Whatever a model was trained on before round 1, "
+        "the start, counts as real."
     )
     names = called(facts)
-    rows = []
+    rows, said = [], {}
     for name in facts.names:
         found = facts.descent.get(name)
         if found:
-            last = found[max(found)]
+            at = max(found)
+            real = found[at].get(0, 0.0)
+            mean = sum(d * share for d, share in found[at].items())
+            most = max((d for d, share in found[at].items() if share > 0), default=0)
+            back = _back(facts, name)
+            said[name] = (
+                f"{names[name]}, round {at}: {100 * real:.0f} % of the training set is real data. On average a sample is "
+                f"{words.plural(1, 'generation') if mean == 1 else f'{words.number(mean)} generations'} from real data, at "
+                f"most {most}." + (f" Traced back through all generations, {back}." if back else "")
+            )
             rows.append(
                 [
                     text(names[name]),
-                    num(last.get(0, 0.0), of="real", model=name),
-                    num(sum(d * share for d, share in last.items()), of="generations", model=name),
-                    num(max((d for d, share in last.items() if share > 0), default=0)),
+                    num(real, of="real", model=name),
+                    num(mean, of="generations", model=name),
+                    num(most),
+                    text(back),
                 ]
             )
-    numbers = table(["Model", "Real share", "Mean generations", "Most"], rows, "Training sets of the last round", 40)
+    items = "".join(f"<li>{text(said[n])}</li>" for n in facts.names if n in said and n in ordered(facts)[:SAID])
+    head = ["Model", "Real share", "Mean generations", "Most", "Goes back to"]
+    numbers = _cut(*without_empty(head, rows), "Training sets of the last round")
     more = len(facts.descent) - len(panels)
     left = paragraph(f"The other {more:,} models stand in the table only.", "note") if more > 0 else ""
     how = paragraph(
@@ -248,9 +303,22 @@ def lineage(facts: Facts, page: Page) -> str:
         "back to real data.",
         "note",
     )
-    return (
-        page.figure("lineage", panels, caption, titled=len(facts.names) > 1) + left + fold("The numbers", numbers) + how
+    drawing = page.figure("lineage", panels, caption, titled=len(facts.names) > 1)
+    return f"<ul>{items}</ul>{drawing}{left}{fold('The numbers', numbers)}{how}"
+
+
+def _back(facts: Facts, name: str) -> str:
+    """What a model’s last training set goes back to: ``75 % goes back to photographs and 25 % to the start``."""
+    shares = sorted(facts.origins.get(name, {}).items(), key=lambda item: -item[1])
+    told = [(_percent(share), "the start" if data is None else words.clean(data, 40)) for data, share in shares[:6]]
+    rest = ["the rest to other data"] if len(shares) > len(told) else []
+    return words.join(
+        [f"{share}{' goes back' if not k else ''} to {data}" for k, (share, data) in enumerate(told)] + rest
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share > 0.01 or share == 0 else "less than 1 %"
 
 
 # --- limits, how it was made ----------------------------------------------------------------------------------------
@@ -304,7 +372,11 @@ def made(facts: Facts, folder: RunFolder) -> str:
 
 def _hardware(found: Mapping[str, Any]) -> str:
     machine = found["hardware"]
-    parts = [machine.get("cpu"), f"{machine.get('cores')} cores", f"{machine.get('threads')} threads used"]
+    parts = [
+        machine.get("cpu"),
+        f"{machine.get('cores')} cores",
+        f"{words.plural(int(machine.get('threads') or 0), 'thread')} used",
+    ]
     parts += [f"{machine['memory_gib']} GiB of memory"] if machine.get("memory_gib") else []
     return ", ".join(str(p) for p in [*parts, *(machine.get("gpus") or []), found.get("platform")] if p)
 
@@ -323,6 +395,7 @@ def _folder(facts: Facts, name: str) -> str:
     contents = [
         ("run.json", "command, versions, hardware, seed"),
         ("spec.yaml, spec.json", "the spec as given, and resolved"),
+        ("status.json", "how the run ended"),
         ("metrics.parquet", "every number of every round"),
         (f"{where_}round.json", "checksums, seconds, counts"),
         (f"{where_}samples-*.parquet", "every training sample with its origin"),
@@ -380,8 +453,8 @@ def predicted(facts: Facts, audit: words.Audit | None, page: Page) -> str:
     if _other_spec(facts, audit):
         parts.append(
             '<div class="warnings"><ul><li>'
-            f"The audit is of another spec ({text(audit['spec_name'], 80)}), or of another version of this one. Models are "
-            "matched by name; take the comparison with care.</li></ul></div>"
+            f"The audit is of another spec ({text(audit['spec_name'], 80)}): it solves closed-form models, not networks. "
+            "Models are matched by name, and rewards may have another scale: compare directions, not sizes.</li></ul></div>"
         )
     if not rows:
         return "".join(parts) + paragraph("The audit has no model of this run, so there is nothing to compare.", "note")
