@@ -92,7 +92,11 @@ def measure(
             if found["code"]:
                 raise RuntimeError(f"{side} ended with code {found['code']}: {found['complaint']}")
             raw[side] = json.loads(found["output"].splitlines()[-1])
-            print(f"{side}: {raw[side]['seconds']:.1f} s, CPU {raw[side]['cpu_seconds']:.1f} s", file=sys.stderr)
+    return table(raw, None if model is None else Path(model).name)
+
+
+def table(raw: dict[str, dict[str, Any]], model: str | None) -> dict[str, Any]:
+    """Rows and notes from what each side found."""
     rows, base = [], raw["published"]
     for side, words in SIDES.items():
         one = raw[side]
@@ -105,7 +109,7 @@ def measure(
     }
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "peft"))
     notes = [
-        f"{base['what']}; {'SmolLM2-135M-sized, random weights' if model is None else Path(model).name}; {versions}.",
+        f"{base['what']}; {model or 'SmolLM2-135M in size, random weights'}; {versions}.",
         "CPU seconds: "
         + ", ".join(
             f"{side} {one['cpu_seconds']:.3g} ({base['cpu_seconds'] / one['cpu_seconds']:.2f}×)"
@@ -170,7 +174,7 @@ def make_texts(file: Path, name: str) -> None:
 
 def ecosystem(folder: Path, device: str, quick: bool, model: str, data: str | None) -> Ecosystem:
     """The language experiment with 20 % of it curated, with fewer rows a round and as many passes over them."""
-    rows = 10 if device == "cpu" else 100 if quick else 1000
+    rows = 5 if device == "cpu" else 100 if quick else 1000
     nodes = {}
     for name, (file, source, answer, template) in DATA.items():
         if data is None:
@@ -184,12 +188,13 @@ def ecosystem(folder: Path, device: str, quick: bool, model: str, data: str | No
     family = CausalLM(
         pretrained=model,
         lora=Lora(rank=16, alpha=32, dropout=0.05),
-        max_prompt_tokens=256,
+        max_prompt_tokens=192,
         max_new_tokens=32,
         temperature=0.9,
         top_p=0.95,
     )
-    train = Training(steps=rows * PASSES // 16, batch_size=2, accumulate=8, learning_rate=2e-4)
+    accumulate = 4 if device == "cpu" else 8
+    train = Training(steps=rows * PASSES // (2 * accumulate), batch_size=2, accumulate=accumulate, learning_rate=2e-4)
     models = {
         name: Model(
             family=family,
@@ -235,7 +240,7 @@ def side(name: str, device: str, quick: bool, model: str, data: str | None) -> d
     what = (
         f"A round: 2 models with adapters of rank 16, {rows:,} rows each, all of them the other's outputs and 20 % of them best "
         f"of {NUM_CANDIDATES}, answers of at most 32 tokens, {train.steps} steps of {train.batch_size} × {train.accumulate} "
-        f"(the published round is 1,024 rows and 512 such steps), {2 * run.evaluation_samples:,} answers to evaluate each"
+        f"({PASSES} passes over the rows, as the published round's 512 of 2 × 8), {2 * run.evaluation_samples:,} answers to evaluate each"
     )
     return found | {"peak_mb": peak, "what": what}
 

@@ -15,12 +15,12 @@ from report.test_browser import ARGUMENTS, DRAWN, _check_charts
 
 pytestmark = pytest.mark.browser
 RUNS = {
-    "vectors": lambda folder: made("vectors", 2, folder),
-    "images": lambda folder: made("images", 2, folder),
-    "text": lambda folder: made("text", 2, folder),
+    "vectors": lambda folder: made("vectors", 2, folder, rounds=5),
+    "images": lambda folder: made("images", 2, folder, rounds=3),
+    "text": lambda folder: made("text", 2, folder, rounds=4),
     "one": lambda folder: made("vectors", 1, folder, rounds=1),
     "start": lambda folder: made("text", 2, folder, rounds=0, result=None),
-    "twelve": lambda folder: made("images", 12, folder, rounds=3),
+    "twelve": lambda folder: made("images", 12, folder, rounds=1),
     "hostile": hostile,
 }
 FAINT = """() => {

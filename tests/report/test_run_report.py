@@ -13,7 +13,7 @@ import pytest
 
 from crossfeed.errors import DataError
 from crossfeed.record.folder import Metric, RunFolder
-from crossfeed.report import run_data, run_words
+from crossfeed.report import run_data, run_people, run_words
 from crossfeed.report.run_report import plain_summary, run_page, save_page
 from crossfeed.report.run_samples import said
 from report.fake_runs import made, records, spec, written
@@ -338,3 +338,102 @@ def test_summary_says_it_all(runs: dict[str, RunFolder]) -> None:
     for part in ("q’s inputs", "It did all 10 rounds", "diversity left", "one run, one seed", "crossfeed report "):
         assert part in text
     assert re.search(r"p +its own inputs +0\.\d+ +0\.\d+ +\+0\.\d+ ± 0\.\d+ +rose", text)
+
+
+def _one(folder: Path, change: Any) -> dict[str, Any]:
+    """The charts of a run of one flow, ten rounds, whose records were changed."""
+    from crossfeed.describe.schema import Ecosystem
+
+    eco = Ecosystem(**spec("vectors", 1, folder))
+    rounds = records(eco, 10)
+    for record in rounds:
+        record.metrics = [change(record.round, m) for m in record.metrics]
+    return dict(json.loads(Outline(run_page(written(eco, rounds, folder / "run", None))).data)["charts"])
+
+
+def test_a_band_ends_where_no_error_is_known(tmp_path: Path) -> None:
+    errors = {0: 0.1, 1: 0.1, 2: None, 3: 0.0, 4: 0.1, 5: None, 6: 0.1, 7: None, 8: None, 9: None, 10: None}
+
+    def change(t: int, m: Metric) -> Metric:
+        return Metric("p", m.metric, None, m.value, errors[t]) if m.metric == "distance_to_data" else m
+
+    layers = _one(tmp_path, change)["outputs-1"]["layer"]
+    shown = [[r["round"] for r in layer["data"]["values"]] for layer in layers if "data" in layer]
+    assert shown == [[0, 1, 3, 4], [6]]  # an area through what is known side by side, a bar for what stands alone
+    assert len({r["band"] for r in layers[0]["data"]["values"]}) == 2
+    sure = next(r for r in layers[0]["data"]["values"] if r["round"] == 3)
+    assert sure["low"] == sure["value"] == sure["high"]
+
+
+def test_shares_and_diversity_are_drawn_from_zero(tmp_path: Path) -> None:
+    def change(t: int, m: Metric) -> Metric:
+        return Metric(
+            "p", "empty" if m.metric == "gradient_norm" else m.metric, m.domain, m.value * (m.metric != "gradient_norm")
+        )
+
+    charts = _one(tmp_path, change)
+    diversity = charts["outputs-0"]["layer"][-1]["encoding"]["y"]["scale"]["domain"]
+    assert diversity == [0.0, pytest.approx(2.12)]
+    assert charts["extras-0"]["layer"][-1]["encoding"]["y"]["scale"]["domain"] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (1, 3), (1, 2), (0, 16), (1, 55), (3, 1000), (7, 7)])
+def test_rounds_are_marked_at_whole_numbers(first: int, last: int) -> None:
+    from crossfeed.report.run_charts import over_rounds
+
+    axis = over_rounds(first, last)["axis"]
+    assert axis["values"] == sorted({int(v) for v in axis["values"]})
+    assert 1 <= len(axis["values"]) <= 11
+    assert axis["tickCount"] >= len(axis["values"])  # otherwise Vega leaves some out
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ({"kind": "linear", "vector": [1, 0]}, "outputs far in the direction (1, 0)"),
+        ({"kind": "quadratic", "matrix": [-2, -2], "vector": [4, 0]}, "outputs near (2, 0)"),
+        ({"kind": "quadratic", "matrix": [2, -2]}, "what the reward “x” gives much for"),
+        ({"kind": "summary", "length": 12}, "summaries of about 12 words"),
+        ({"kind": "paraphrase"}, "formal paraphrases"),
+        ({"kind": "hue_band", "bands": [[0, 0.5]]}, "hue 0° to 180°"),
+        ({"kind": "callable", "function": "a.b:c"}, "the Python function a.b:c"),
+    ],
+)
+def test_what_people_like_is_said_in_words(tmp_path: Path, reward: dict[str, Any], said: str) -> None:
+    from types import SimpleNamespace
+
+    from pydantic import TypeAdapter
+
+    from crossfeed.describe.schema import Ecosystem, Reward
+
+    space = Ecosystem(**spec("vectors", 1, tmp_path)).space
+    eco: Any = SimpleNamespace(space=space, rewards={"x": TypeAdapter(Reward).validate_python(reward)})
+    assert said in run_people.liked(eco, "x")
+
+
+def test_sameness_is_told_at_once(runs: dict[str, RunFolder]) -> None:
+    line = run_words.bottom_line(run_data.read(runs["vectors"]))
+    assert re.search(r"; only [\d.]+ % of p’s diversity and [\d.]+ % of q’s diversity are left\.$", line)
+
+
+def test_lineage_is_traced_back_to_data(runs: dict[str, RunFolder]) -> None:
+    page = run_page(runs["text"])
+    assert re.search(r"p, round 10: 50&nbsp;% of the training set is real data\.", page)
+    assert "78&nbsp;% goes back to p_pairs, 22&nbsp;% to q_pairs and less than 1&nbsp;% to the start." in page
+    facts = run_data.read(runs["text"])
+    assert sum(facts.origins["p"].values()) == pytest.approx(1)
+
+
+def test_real_data_stand_beside_answers(runs: dict[str, RunFolder]) -> None:
+    page = run_page(runs["text"])
+    assert "<dt>In the real data</dt>" in page
+
+
+def test_candidates_drawn_otherwise_are_told(tmp_path: Path) -> None:
+    from crossfeed.describe.schema import Ecosystem
+
+    plain = spec("images", 1, tmp_path)
+    assert run_people.drawn_otherwise(Ecosystem(**plain)) == ""
+    family = plain["models"]["p"]["family"] | {"sampling_steps": 5, "evaluation_steps": 10}
+    plain["models"]["p"]["family"] = family
+    assert "(in 5 steps, not 10)" in run_people.drawn_otherwise(Ecosystem(**plain))

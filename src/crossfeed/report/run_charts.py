@@ -92,7 +92,9 @@ def curves(
         hints |= {"low": "95 % from #", "high": "to #"}
     x = over_rounds(0, max(1, facts.last))
     values = [v for line in lines for p in line.points for v in _ends(line, p)]
-    scale: Spec = {"type": "log"} if log else {"zero": False, "domain": limits or padded(values), "nice": False}
+    scale: Spec = (
+        {"type": "log"} if log else {"zero": False, "domain": limits or padded(values), "nice": False, "clamp": True}
+    )
     y = quantity("value", axis, scale=scale, axis={"values": _decades(values)} if log else {"tickCount": 5})
     present = {names[line.model]: tone[line.model] for line in strong}
     colour = palette(
@@ -116,7 +118,7 @@ def curves(
         if not log and any(r["low"] != r["high"] for r in found):
             ends: Spec = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}
             ends["detail"] = {"field": "band", "type": "nominal"}
-            layers.append({"data": {"values": found}, "mark": {**mark, "clip": True}, "encoding": ends})
+            layers.append({"data": {"values": found}, "mark": mark, "encoding": ends})
     main: Spec = {"x": x, "y": y, "color": colour, "detail": series, "tooltip": tooltip(**hints)}
     told_by, kinds = ("dash", dashes) if len(dashes) > 1 else ("model", list(present))
     main["strokeDash"] = {
@@ -135,8 +137,10 @@ def curves(
         }
     if len(facts.names) == 1 and told_by == "model":
         main["strokeDash"]["legend"] = None
-    points: Any = {"filled": True, "size": 45} if few else False
-    layers.append({"mark": {"type": "line", "strokeWidth": 2.2, "point": points}, "encoding": main})
+    layers.append({"mark": {"type": "line", "strokeWidth": 2.2}, "encoding": main})
+    if few:
+        dots = {key: main[key] for key in ("x", "y", "color", "detail", "tooltip")}
+        layers.append({"mark": {"type": "point", "filled": True, "size": 45, "opacity": 1}, "encoding": dots})
     told = "; ".join(
         f"{names[line.model]}{' ' + line.label if line.label else ''} from {words.number(line.points[0].value)} "
         f"to {words.number(line.points[-1].value)}"
@@ -189,7 +193,7 @@ def over_rounds(first: int, last: int, margin: float = 0.0) -> Spec:
         "round",
         "round",
         scale={"nice": False, "domain": [first - margin, last + margin]},
-        axis={"grid": False, "values": marked, "format": "d"},
+        axis={"grid": False, "values": marked, "tickCount": len(marked), "format": "d"},
     )
 
 
@@ -276,13 +280,13 @@ def picks(facts: Facts, most: int = 6) -> list[Panel]:
         by.setdefault((item.model, item.source), []).append(item)
     names, out = called(facts), []
     kept = sorted(by, key=lambda k: -max(abs(i.gain[0]) for i in by[k]))[:most]
-    kinds = {"best candidate": "sixth", "picked": "curated", "all offered": "first"}
+    kinds = {"best candidate": "sixth", "picked": "curated", "offered": "first"}
     titles = picks_of(facts)
     for model, source in [k for k in by if k in kept]:
         rows = []
         for item in by[model, source]:
             half = quantile(item.rows) * (item.gain[1] or 0.0)
-            shown = {"best candidate": item.best, "picked": item.picked, "all offered": item.offered}
+            shown = {"best candidate": item.best, "picked": item.picked, "offered": item.offered}
             for kind, value in shown.items():
                 reach = half if kind == "picked" else 0.0
                 rows.append(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossfeed.report import run_samples, run_sections, words
+from crossfeed.report import run_origins, run_samples, run_sections, words
 from crossfeed.report.html import assemble
 from crossfeed.report.markup import Page
 from crossfeed.report.output import write_whole
@@ -55,8 +55,8 @@ def run_page(folder: RunFolder, audit: Mapping[str, Any] | None = None) -> str:
         ("samples", "What the models make", run_samples.samples(facts, folder, page)),
         ("flows", "Who is trained on whom", run_sections.flows(facts, page)),
         ("outputs", "Diversity and distance to real data", run_sections.outputs(facts, page)),
-        ("curation", "What people picked", run_sections.curation(facts, page)),
-        ("lineage", "How far from real data", run_sections.lineage(facts, page)),
+        ("curation", "What people picked", run_origins.curation(facts, page)),
+        ("lineage", "How far from real data", run_origins.lineage(facts, page)),
         ("training", "How the models moved", run_sections.training(facts, page)),
         ("extras", "What else changed in the outputs", run_sections.extras(facts, page)),
         ("audit", "What the audit predicts", run_sections.predicted(facts, audit, page)),

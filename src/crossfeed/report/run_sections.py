@@ -1,4 +1,6 @@
-"""The sections of a run's page, in the order in which a reader needs them; what models make is in run_samples."""
+"""The sections of a run's page, in the order in which a reader needs them; what models make is in run_samples, what
+they were trained on in run_origins.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from crossfeed.report import graph, run_charts, words
 from crossfeed.report.answer_sections import edges_table
 from crossfeed.report.markup import Page, fold, num, paragraph, sentence, table, text, without_empty
-from crossfeed.report.run_data import Facts, Picked, edges
+from crossfeed.report.run_data import Facts, edges
+from crossfeed.report.run_people import liked
 from crossfeed.report.run_words import (
     HALVED,
     VERDICT,
@@ -21,11 +24,9 @@ from crossfeed.report.run_words import (
     duration,
     ending,
     happened,
-    liked,
     limits,
     ordered,
     planned,
-    quantile,
     scale,
     seconds,
     where,
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from crossfeed.record.folder import RunFolder
 
 LISTED = 12
-TABLE = 40
-SAID = 6
 
 
 def answer(facts: Facts, page: Page) -> str:
@@ -201,124 +200,6 @@ def extras(facts: Facts, page: Page) -> str:
     return page.figure(
         "extras", run_charts.extras(facts), "Measured on the outputs of each round’s evaluation.", titled=True
     )
-
-
-# --- curation, lineage ----------------------------------------------------------------------------------------------
-
-
-def curation(facts: Facts, page: Page) -> str:
-    """What people picked."""
-    if not facts.curation:
-        return ""
-    names = called(facts)
-    latest: dict[tuple[str, str], Picked] = {(p.model, p.source): p for p in facts.curation}
-    intro = paragraph(
-        "People are offered candidates and pick one. The further the reward of what they pick lies above the mean of "
-        "what they were offered, the harder curation pulls; where candidates become alike, nothing is left to choose."
-    )
-    caption = (
-        "Mean reward, by the people who picked (the first, where several picked in turn). If the best candidate were always "
-        "taken, “picked” would lie on “best candidate”; if people picked at random, on “all offered”. The band around "
-        "“picked” is the 95 % interval of its distance from “all offered”."
-    )
-    panels = run_charts.picks(facts)
-    if len(latest) > len(panels):
-        caption += f" Drawn are the {len(panels)} of {len(latest):,} sources where picking moved the mean most."
-    drawing = page.figure("picks", panels, caption, titled=True)
-    among = run_charts.picks_of(facts)
-    rows = []
-    for (model, source), p in latest.items():
-        half = None if p.gain[1] is None else quantile(p.rows) * p.gain[1]
-        gain = num(p.gain[0], sign=True, of="gain", model=model)
-        pickers = [f"{text(who, 30)} {100 * share:.0f}&nbsp;%" for who, share in list(p.pickers.items())[:4]]
-        rows.append(
-            [
-                text(names[model]),
-                text(among[model, source], 80),
-                num(p.rows, 7),
-                num(p.offered, of="offered", model=model),
-                num(p.picked, of="picked", model=model),
-                gain if half is None else f"{gain}&nbsp;±&nbsp;{num(half)}",
-                f'<span class="num">{100 * p.ranks[0]:.0f}&nbsp;%</span> of {len(p.ranks)}',
-                text(next(iter(p.pickers)), 30) if len(p.pickers) == 1 else ", ".join(pickers),
-            ]
-        )
-    head = ["Model", "Picks among", "Picks", "Offered", "Picked", "Gain", "Took the best", "By the reward"]
-    note = paragraph(
-        "Offered and picked: mean rewards. Gain: picked minus offered, with its 95 % interval. Took the best: how often the "
-        "best of so many candidates was picked.",
-        "note",
-    )
-    return intro + drawing + _cut(head, rows, "Picks in the last round that has any") + note
-
-
-def _cut(head: list[str], rows: list[list[str]], caption: str) -> str:
-    """A table of the first rows, which says how many there are."""
-    more = len(rows) - TABLE
-    left = paragraph(f"{words.plural(more, 'more row')} in the record.", "note") if more > 0 else ""
-    return table(head, rows[:TABLE], caption) + left
-
-
-def lineage(facts: Facts, page: Page) -> str:
-    """Generations from real data."""
-    panels = run_charts.descent(facts)
-    if not panels:
-        return ""
-    caption = (
-        "Each bar is the training set of one round. Generation 0 is real data, or what people picked before; an output is "
-        "one generation further than the samples its maker was trained on. Whatever a model was trained on before round 1, "
-        "the start, counts as real."
-    )
-    names = called(facts)
-    rows, said = [], {}
-    for name in facts.names:
-        found = facts.descent.get(name)
-        if found:
-            at = max(found)
-            real = found[at].get(0, 0.0)
-            mean = sum(d * share for d, share in found[at].items())
-            most = max((d for d, share in found[at].items() if share > 0), default=0)
-            back = _back(facts, name)
-            said[name] = (
-                f"{names[name]}, round {at}: {100 * real:.0f} % of the training set is real data. On average a sample is "
-                f"{words.plural(1, 'generation') if mean == 1 else f'{words.number(mean)} generations'} from real data, at "
-                f"most {most}." + (f" Traced back through all generations, {back}." if back else "")
-            )
-            rows.append(
-                [
-                    text(names[name]),
-                    num(real, of="real", model=name),
-                    num(mean, of="generations", model=name),
-                    num(most),
-                    text(back),
-                ]
-            )
-    items = "".join(f"<li>{text(said[n])}</li>" for n in facts.names if n in said and n in ordered(facts)[:SAID])
-    head = ["Model", "Real share", "Mean generations", "Most", "Goes back to"]
-    numbers = _cut(*without_empty(head, rows), "Training sets of the last round")
-    more = len(facts.descent) - len(panels)
-    left = paragraph(f"The other {more:,} models stand in the table only.", "note") if more > 0 else ""
-    how = paragraph(
-        "<code>crossfeed lineage RUN SAMPLE</code> shows where one sample came from: who made it, who picked it and why, "
-        "back to real data.",
-        "note",
-    )
-    drawing = page.figure("lineage", panels, caption, titled=len(facts.names) > 1)
-    return f"<ul>{items}</ul>{drawing}{left}{fold('The numbers', numbers)}{how}"
-
-
-def _back(facts: Facts, name: str) -> str:
-    """What a model’s last training set goes back to: ``75 % goes back to photographs and 25 % to the start``."""
-    shares = sorted(facts.origins.get(name, {}).items(), key=lambda item: -item[1])
-    told = [(_percent(share), "the start" if data is None else words.clean(data, 40)) for data, share in shares[:6]]
-    rest = ["the rest to other data"] if len(shares) > len(told) else []
-    return words.join(
-        [f"{share}{' goes back' if not k else ''} to {data}" for k, (share, data) in enumerate(told)] + rest
-    )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share > 0.01 or share == 0 else "less than 1 %"
 
 
 # --- limits, how it was made ----------------------------------------------------------------------------------------

@@ -7,17 +7,6 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from crossfeed.describe.network_nodes import ParaphraseReward, RewardModel, SummaryReward
-from crossfeed.describe.schema import (
-    CallableReward,
-    Ecosystem,
-    HueBandReward,
-    LinearReward,
-    QuadraticReward,
-    Vectors,
-)
 from crossfeed.report.run_data import Facts, Measured, Point
 from crossfeed.report.words import MINUS, Clause, apart, clean, join, labels, number, plural
 
@@ -238,7 +227,7 @@ def _health(facts: Facts, names: Mapping[str, str]) -> str:
     if gone:
         return f"{join([names[n] for n in gone[:4]])} collapsed onto few outputs"
     thin = {n: kept for n in facts.names if (kept := diversity_kept(facts, n)) is not None and kept < HALVED}
-    if 0 < len(thin) <= 3:
+    if thin and len(facts.names) <= 3:
         left = join([f"{number(100 * kept, 2)} % of {names[n]}’s diversity" for n, kept in thin.items()])
         return f"only {left} {'is' if len(thin) == 1 else 'are'} left"
     if thin:
@@ -333,44 +322,6 @@ def duration(value: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60} min"
-
-
-def liked(eco: Ecosystem, reward: str) -> str:
-    """What people with a reward like, in words."""
-    node = eco.rewards[reward]
-    said = f"what the reward “{clean(reward, 40)}” gives much for"
-    if isinstance(node, LinearReward) and np.ndim(node.vector) == 1 and np.size(node.vector) <= 3:
-        said = f"outputs far in the direction {_tuple(np.asarray(node.vector))}"
-    elif isinstance(node, QuadraticReward):
-        best = _peak(node, eco.space.dim or 0) if isinstance(eco.space, Vectors) else None
-        said = said if best is None or len(best) > 3 else f"outputs near {_tuple(best)}"
-    elif isinstance(node, HueBandReward):
-        bands = join([f"{360 * low:.0f}° to {360 * high:.0f}°" for low, high in node.bands])
-        said = f"pictures with saturated colours of hue {bands} (red is 0°, green 120°, blue 240°)"
-        said += ", and with the brightness and contrast of photographs" if node.realism_weight > 0 else ""
-    elif isinstance(node, SummaryReward):
-        said = f"summaries of about {number(node.length)} words that name what the source repeats and copy little of it"
-    elif isinstance(node, ParaphraseReward):
-        said = "formal paraphrases as long as their source that copy some of it"
-    elif isinstance(node, RewardModel):
-        said = f"what the network {clean(node.pretrained, 80)} scores high"
-    elif isinstance(node, CallableReward):
-        said = f"what the Python function {clean(node.function, 80)} scores high"
-    return said
-
-
-def _tuple(values: Any) -> str:
-    return f"({', '.join(number(float(v)) for v in values)})"
-
-
-def _peak(node: QuadraticReward, dim: int) -> Any:
-    """The best point of a quadratic reward; None where it has none."""
-    matrix = np.asarray(node.matrix, dtype=float)
-    whole = matrix if matrix.ndim == 2 else np.diag(np.broadcast_to(matrix, (dim,)))
-    if not len(whole) or np.linalg.eigvalsh(whole).max() >= 0:
-        return None
-    vector = np.zeros(len(whole)) if node.vector is None else np.asarray(node.vector, dtype=float)
-    return np.linalg.solve(whole, -vector) + 0.0
 
 
 def limits(facts: Facts) -> list[str]:
