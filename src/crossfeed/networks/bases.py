@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crossfeed.describe.network_nodes import CausalLM, Lora
@@ -110,8 +112,8 @@ class Base:
                 )
         try:
             config = json.loads((path / _ADAPTER_FILES[0]).read_text("utf-8"))
-            stored = need("safetensors.torch", "lm").load_file(path / _ADAPTER_FILES[1])
-        except (OSError, ValueError, need("safetensors", "lm").SafetensorError) as error:
+            stored = load_file(path / _ADAPTER_FILES[1])
+        except (OSError, ValueError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:160]
             raise DataError(f"{where}: {folder!r} cannot be read ({reason}); need a whole peft adapter") from None
         other = [k for k in ("use_dora", "use_rslora", "modules_to_save") if config.get(k)]

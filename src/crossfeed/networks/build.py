@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from crossfeed.describe.schema import CausalLM, Diffusion, Flow
 from crossfeed.errors import DataError, NotAvailableError
 from crossfeed.networks.base import Network
-from crossfeed.networks.extras import need
 from crossfeed.networks.randomness import child_seed
 from crossfeed.networks.world import World
 
@@ -69,9 +69,7 @@ def _start_from(network: Network, file: str) -> None:
     if not path.is_file():
         raise DataError(f"{where}: found no such file; need a .safetensors file of an earlier run")
     try:
-        parameters = need("safetensors.torch", "networks").load_file(path)
-    except NotAvailableError:
-        raise
+        parameters = load_file(path)
     except Exception as error:  # damaged files raise many kinds
         reason = " ".join(str(error).replace(";", ",").split())[:200]
         raise DataError(f"{where}: found no readable safetensors file ({reason}); need a whole one") from None

@@ -36,7 +36,6 @@ def open_pretrained(where: str, name: str, gguf_file: str | None, attention: str
             or it keeps no keys and values.
     """
     transformers = need("transformers", "lm")
-    need("safetensors", "lm")
     check_folder(where, name, gguf_file)
     folder = name if gguf_file is None else str(_converted(where, name, gguf_file))
     with quiet():

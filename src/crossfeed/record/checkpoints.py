@@ -6,10 +6,10 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 
+from safetensors.torch import load, save
 from torch import Tensor
 
 from crossfeed.errors import DataError
-from crossfeed.networks.extras import need
 
 _ORDER = "order"
 NUM_LAST = 2
@@ -21,7 +21,6 @@ def encode(tensors: Mapping[str, Tensor]) -> bytes:
     Args:
         tensors: Of any dtype and shape safetensors knows, on any device. Tied ones are written twice.
     """
-    save = need("safetensors.torch", "lm").save
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     return bytes(save(plain, metadata={_ORDER: json.dumps(list(plain))}))
 
@@ -42,7 +41,6 @@ def decode(data: bytes, file: str) -> dict[str, Tensor]:
         >>> list(back), back["w"].tolist()
         (['w', 'b'], [0, 1, 2])
     """
-    load = need("safetensors.torch", "lm").load
     try:
         tensors: dict[str, Tensor] = load(data)
         header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])

@@ -35,12 +35,21 @@ SHOWN = {"vectors": 256, "images": 48, "text": 48}
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What one model's evaluation found."""
+    """What one model's evaluation found.
+
+    Attributes:
+        metrics: With standard errors.
+        shown: Outputs to show.
+        diversity: Of the first evaluation's outputs.
+        counts: How many outputs there are, differ and are empty, by evaluation.
+        rewards: Of texts, prompts and rewards by evaluation: inputs differ much, so that rounds are compared input by input.
+    """
 
     metrics: list[Metric]
     shown: list[Shown]
     diversity: float | None
     counts: dict[str, Any] = field(default_factory=dict)
+    rewards: dict[str, Any] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -67,6 +76,7 @@ class Evaluator:
         metrics: list[Metric] = []
         shown: list[Shown] = []
         counts: dict[str, Any] = {}
+        rewards: dict[str, Any] = {}
         nodes = eco.models[name].evaluate or [Evaluation(name="own")]
         outputs: dict[tuple[tuple[str, ...], int], Outputs] = {}
         room = SHOWN[self.world.medium] // len(nodes)
@@ -85,13 +95,15 @@ class Evaluator:
                 values = finite_rewards(self.rewards[reward], reward, where, prompts, answers)
             error = standard_error(values, prompts if self.world.medium == "text" else None)
             metrics.append(Metric(name, "alignment", evaluation.name, float(values.mean()), error))
+            if self.world.medium == "text" and not self.minimal:
+                rewards[evaluation.name] = {"prompts": prompts.tolist(), "rewards": values.tolist()}
             if room and not self.minimal:
                 some = take(answers, torch.arange(min(room, len(prompts))))
                 few = some.cpu() if isinstance(some, Tensor) else some
                 shown.append(Shown(name, evaluation.name, prompts[:room], few, values[:room].tolist()))
         assert first is not None
         diversity = self._measure(name, *first, metrics, clock)
-        return Evaluated(metrics, shown, diversity, counts)
+        return Evaluated(metrics, shown, diversity, counts, rewards)
 
     def _measure(self, name: str, prompts: Tensor, answers: Outputs, metrics: list[Metric], clock: Clock) -> float:
         """Diversity, and what else is measured on the first evaluation's outputs."""

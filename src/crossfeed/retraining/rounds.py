@@ -49,6 +49,7 @@ class Findings:
         rows: New rows by model.
         shown: Outputs to show.
         outputs: How many outputs of each evaluation are distinct or empty, by model.
+        evaluations: Prompts and rewards of each evaluation of texts, by model.
     """
 
     trained: dict[str, Trained] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class Findings:
     rows: dict[str, Pool] = field(default_factory=dict)
     shown: list[Shown] = field(default_factory=list)
     outputs: dict[str, Any] = field(default_factory=dict)
+    evaluations: dict[str, Any] = field(default_factory=dict)
 
     @property
     def deltas(self) -> dict[str, float]:
@@ -190,6 +192,7 @@ class Loop:
             measured[name] = result.metrics
             found.shown += result.shown
             found.outputs[name] = result.counts
+            found.evaluations |= {name: result.rewards} if result.rewards else {}
         return {m.model: m.value for mine in measured.values() for m in mine if m.metric == "diversity"}
 
     def _finish(self, number: int, found: Findings, ended: tuple[Result, str] | None) -> RoundSummary:
@@ -200,6 +203,7 @@ class Loop:
             "counts": found.counts,
             "checks": found.checks,
             "outputs": found.outputs,
+            **({"evaluations": found.evaluations} if found.evaluations else {}),
             "ended": None if ended is None else {"result": ended[0], "reason": ended[1]},
             **self.state.info(),
         }
