@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -78,9 +79,11 @@ def serve(work: Callable[[Path], None], place: Path) -> None:
     chance = random.Random(SEED)
     kills, runs, killed_in = 0, 0, set()
     path = place / "killed-0" / "run"
-    while kills < KILLS:
+    while (
+        kills < KILLS or len(killed_in) < 3
+    ):  # a slow start may eat many kills; the time limit ends a test that gets nowhere
         pid = begin(path)
-        time.sleep(chance.uniform(0, took / 4))
+        time.sleep(chance.uniform(0, took / 3))
         if os.waitpid(pid, os.WNOHANG) == (0, 0):
             os.kill(pid, signal.SIGKILL)
             assert os.waitpid(pid, 0)[1] == signal.SIGKILL
@@ -101,7 +104,6 @@ def serve(work: Callable[[Path], None], place: Path) -> None:
     assert os.waitpid(begin(path), 0)[1] == 0
     assert contents(path) == expected
     print(f"{kills} kills after rounds {sorted(killed_in)} in {runs + 1} runs of {took:.2f} s")
-    assert len(killed_in) >= 3
 
 
 @pytest.mark.parametrize("work", ["commit_rounds", "run_flows"])
@@ -111,7 +113,7 @@ def test_killed_at_twenty_random_moments(tmp_path, work):
         [sys.executable, __file__, work, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.startswith("20 kills after rounds")
+    assert re.match(r"[2-9]\d kills after rounds", done.stdout)
     print(done.stdout)
 
 
