@@ -86,6 +86,8 @@ class Base:
             ) from None
         layer = need("peft.tuners.lora", "lm").LoraLayer
         self._layers = [module for module in self.network.modules() if isinstance(module, layer)]
+        for module in self._layers:  # under autocast, peft's cast of every input to float32 would only be undone
+            module.cast_input_dtype_enabled = self.dtype == torch.float32
         mark, prefix = f".{inside}", "base_model.model."  # peft names what is inside its wrapper so
         mine = {name: v for name, v in self.network.named_parameters() if f"{mark}." in name or name.endswith(mark)}
         self._inside[model] = {prefix + name.replace(mark, ""): name for name in mine}
