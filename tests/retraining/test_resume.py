@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from crossfeed.cli import main
 from crossfeed.describe.schema import (
     Curated,
     Cycle,
@@ -28,6 +30,7 @@ from crossfeed.describe.schema import (
     Update,
 )
 from crossfeed.errors import CrossfeedError, SettingError
+from crossfeed.record.folder import RunFolder
 from crossfeed.retraining.options import differences
 from crossfeed.retraining.recorder import Memory
 from crossfeed.retraining.run import run_networks
@@ -135,8 +138,6 @@ def test_only_the_last_checkpoints_are_enough(tmp_path):
 def test_a_round_that_fails_half_way_is_done_again(tmp_path, monkeypatch):
     eco = ecosystem()
     whole = run_networks(eco, tmp_path / "whole", device="cpu", rounds=3)
-    from crossfeed.record.folder import RunFolder
-
     commit = RunFolder.commit
 
     def fail(self, record):
@@ -159,8 +160,6 @@ def test_a_round_that_fails_half_way_is_done_again(tmp_path, monkeypatch):
 
 
 def test_a_run_stopped_before_its_start_was_over_begins_anew(tmp_path):
-    from crossfeed.record.folder import RunFolder
-
     eco = ecosystem("pretrained")
     options = {"rounds": 6, "dtype": "float32", "regime": "replace", "checkpoints": "all", "device": "cpu"}
     RunFolder.create(tmp_path / "run", eco, options=options)
@@ -303,8 +302,6 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_files_may_be_named_from_elsewhere(tmp_path, monkeypatch):
-    from crossfeed.record.folder import RunFolder
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
     eco = diffusions()
@@ -335,3 +332,21 @@ def test_images_and_texts_resume_bit_for_bit(kind, dtype, regime, tmp_path):
         for t in range(4):
             same_pool(whole.folder.pool(t, name), parts.folder.pool(t, name))
         assert whole.folder.round_info(3)["checks"][name]["generation_changed"]
+
+
+def test_the_command_line_goes_on_with_what_a_run_was_begun_with(tmp_path, capsys):
+    spec = Path(__file__).resolve().parents[2] / "examples" / "eight_gaussians.yaml"
+    small = ["--set", "models.*.pretrain.steps=2", "--set", "models.*.train.steps=2", "--set", "samples.per_round=20"]
+    begun = ["--scale", "smoke", *small, "--rounds", "1", "--regime", "accumulate", "--dtype", "bfloat16"]
+    folder = str(tmp_path / "run")
+    assert main(["run", str(spec), *begun, "--out", folder, "-q"]) == 0
+    command = RunFolder.open(folder).about["command"]
+    assert command.endswith(shlex.join(begun))
+    assert main(["run", folder, "--resume", "--rounds", "2", "-q"]) == 0
+    run = RunFolder.open(folder)
+    assert run.rounds == [0, 1, 2]
+    assert run.options["dtype"] == "bfloat16"
+    capsys.readouterr()
+    for option, value in (("--dtype", "float32"), ("--regime", "replace")):
+        assert main(["run", folder, "--resume", "--rounds", "3", "-q", option, value]) == 2
+        assert f"{option[2:]}: " in capsys.readouterr().err

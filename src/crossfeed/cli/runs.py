@@ -54,7 +54,9 @@ def run(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Networks: go on after the last finished round.")] = False,
     device: Annotated[str, typer.Option(metavar="NAME", help="Networks: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="Networks: what forward passes compute in.")] = Dtype.FLOAT32,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Networks: what forward passes compute in.  [default: float32]")
+    ] = None,
     track: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Networks: also log to wandb, mlflow or trackio.")
     ] = None,
@@ -73,7 +75,9 @@ def run(
     if seed is not None:
         change = [*(change or []), f"seed={seed}"]
     if spec.is_dir():
-        _resume_folder(spec, rounds, resume, device, dtype.value, track, allow_code, quiet, [scale, change, out, size])
+        _resume_folder(
+            spec, rounds, resume, device, dtype, regime, track, allow_code, quiet, [scale, change, out, size]
+        )
         return
     if size is not None and size != math.inf:
         change = [*(change or []), f"samples.per_round={int(size)}"]
@@ -86,6 +90,13 @@ def run(
                 f"--seeds: found {seeds}; networks run one seed at a time: use --seed and a folder each (--out)"
             )
         options = spec_options(allow_code, scale, change)
+        for name, value, default in (
+            ("--rounds", rounds, None),
+            ("--regime", regime, None),
+            ("--device", device, "auto"),
+            ("--dtype", dtype, None),
+        ):
+            options += [] if value == default else [name, str(value)]
         _run_networks(
             eco,
             out or Path(f"crossfeed-{spec.stem}-run"),
@@ -93,7 +104,7 @@ def run(
             rounds=rounds,
             resume=resume,
             device=device,
-            dtype=dtype.value,
+            dtype=None if dtype is None else dtype.value,
             regime=None if regime is None else regime.value,
             track=tuple(track or ()),
             spec_text=spec.read_text(encoding="utf-8-sig"),
@@ -101,7 +112,7 @@ def run(
             command=shlex.join(["crossfeed", "run", str(spec), *options]),
         )
         return
-    if resume or track or device != "auto" or dtype is not Dtype.FLOAT32:
+    if resume or track or device != "auto" or dtype is not None:
         raise SettingError(
             "--resume, --track, --device, --dtype: are for networks; these models are closed forms, which take seconds"
         )
@@ -233,7 +244,8 @@ def _resume_folder(
     rounds: int | None,
     resume: bool,
     device: str,
-    dtype: str,
+    dtype: Dtype | None,
+    regime: Regime | None,
     track: list[str] | None,
     allow_code: bool,
     quiet: bool,
@@ -250,7 +262,15 @@ def _resume_folder(
         )
     there = RunFolder.open(folder, allow_code=allow_code)
     _run_networks(
-        there.eco, folder, quiet, rounds=rounds, resume=True, device=device, dtype=dtype, track=tuple(track or ())
+        there.eco,
+        folder,
+        quiet,
+        rounds=rounds,
+        resume=True,
+        device=device,
+        dtype=None if dtype is None else dtype.value,
+        regime=None if regime is None else regime.value,
+        track=tuple(track or ()),
     )
 
 
