@@ -381,21 +381,23 @@ def test_lengths_are_tokens_of_prompt_and_answer() -> None:
     assert lengths.tolist()[2] == sizes[2] + 8
 
 
-def test_long_prompts_lose_the_beginning_of_their_input() -> None:
+@pytest.mark.parametrize("cut", ["beginning", "end"])
+def test_long_prompts_lose_a_part_of_their_input(cut: str) -> None:
     words = " ".join(f"word{i}" for i in range(200))
-    p = models(over=world([words, "short"], "Shorten: {input}\nShort:"), max_prompt_tokens=40)["p"]
+    p = models(over=world([words, "short"], "Shorten: {input}\nShort:"), max_prompt_tokens=40, cut=cut)["p"]
     ids = p.tokens.prompt(0)
     text = p.base.tokenizer.decode(ids)
     assert 30 < len(ids) <= 40
-    assert text.startswith("Shorten: ")
-    assert text.endswith("word199\nShort:")
+    assert text.startswith("Shorten: word0 word1" if cut == "end" else "Shorten: ")
+    assert text.endswith("\nShort:" if cut == "end" else "word199\nShort:")
     assert p.base.tokenizer.decode(p.tokens.prompt(1)) == "Shorten: short\nShort:"
     with pytest.raises(DataError, match=r"models\.p\.family\.max_prompt_tokens: found 5.*without any input"):
         models(over=world([words]), max_prompt_tokens=5)["p"].tokens.prompt(0)
 
 
-def test_cutting_never_splits_a_character() -> None:
-    p = models(over=world(["☃" * 100], "{input}"), max_prompt_tokens=20)["p"]
+@pytest.mark.parametrize("cut", ["beginning", "end"])
+def test_cutting_never_splits_a_character(cut: str) -> None:
+    p = models(over=world(["☃" * 100], "{input}"), max_prompt_tokens=20, cut=cut)["p"]
     text = p.base.tokenizer.decode(p.tokens.prompt(0))
     assert set(text) == {"☃"}
 

@@ -254,6 +254,18 @@ def test_rows_by_the_value_of_a_column(tmp_path: Path) -> None:
         read_texts("web", s.TextsData(file=file, where={"task": "sum"}, rows=4), 0)
 
 
+def test_what_is_not_the_input_is_taken_off(tmp_path: Path) -> None:
+    rows = [{"input": "Rewrite this: a: b"}, {"input": "plain"}, {"input": "x Rewrite: y"}]
+    file = _table(tmp_path, "jsonl", rows)
+    assert read_texts("web", s.TextsData(file=file, strip=r"Rewrite[^:]*:\s*"), 0)[1] == [
+        "a: b",
+        "plain",
+        "x Rewrite: y",
+    ]
+    with pytest.raises(DataError, match=r"data.web.strip: found '\(' .*need a regular expression"):
+        read_texts("web", s.TextsData(file=file, strip="("), 0)
+
+
 def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"input": "a\\ud800b", "answer": "\\u0000\\u001b[31m"}\n', encoding="ascii")
     world = _texts(a=s.TextsData(file=str(tmp_path / "a.jsonl"), answer_column="answer"))

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import made_runs as made
@@ -15,6 +16,7 @@ import pytest
 
 from crossfeed.errors import CrossfeedError, DataError
 from crossfeed.record.folder import RoundRecord, RunFolder, is_run
+from crossfeed.record.round import _digest
 
 
 def test_what_is_committed_comes_back(tmp_path):
@@ -365,3 +367,25 @@ def test_a_round_without_samples_needs_no_world(tmp_path):
     with folder.writing():
         folder.commit(RoundRecord(0))
     assert folder.rounds == [0]
+
+
+@pytest.mark.parametrize("name", ["../../../victim.txt", "/victim.txt", "sub/x", "..", ""])
+def test_a_folder_of_somebody_elses_names_its_own_files_only(tmp_path, name):
+    """Checksums can be made anew by anybody; a name that leads out of the folder must neither be read nor dropped."""
+
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    path = made.folder(tmp_path / "run", rounds=2).path
+    file = path / "rounds" / "0001" / "round.json"
+    about = json.loads(file.read_text())
+    del about["sha256"]
+    about["models"]["p"]["parameters"] = str(victim) if name.startswith("/") else name
+    file.write_text(json.dumps(about | {"sha256": _digest(about)}))
+    run = RunFolder.open(path)
+    assert any("which is no file of this folder" in problem for problem in run.verify())
+    run.checkpoints = "last"
+    with suppress(CrossfeedError), run.writing():
+        run.world = made.world("vectors")
+        for number in range(len(run.rounds), 5):
+            run.commit(made.record(number))
+    assert victim.read_text() == "mine"

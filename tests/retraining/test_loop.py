@@ -36,9 +36,11 @@ from crossfeed.describe.schema import (
 )
 from crossfeed.errors import SettingError
 from crossfeed.networks.base import Outputs
+from crossfeed.networks.world import open_world
 from crossfeed.record.training_set import Recipe, join, recipe, select
 from crossfeed.retraining.recorder import Memory
 from crossfeed.retraining.run import run_networks
+from networks.tiny import languages
 from retraining.fakes import Points, plane, rewards_of
 
 
@@ -409,3 +411,39 @@ def test_in_memory_without_state_and_with_few_measures():
     whole, _ = go(eco, {name: Points(name, spread=1.0) for name in "pq"}, rounds=2)
     values = [[r["value"] for r in x.metrics().to_pylist() if r["metric"] == "alignment"] for x in (run, whole)]
     assert values[0] == values[1]  # what is kept changes nothing
+
+
+def test_a_source_may_name_whose_inputs_are_answered(tmp_path):
+    """With 100 % cross-model data, prompts swap round by round, unless the sources name their inputs."""
+    eco = languages(tmp_path, steps=1)
+
+    def cross(inputs):
+        models = {}
+        for name, other, mine, their in (("p", "q", "tools", "games"), ("q", "p", "games", "tools")):
+            given = {"inputs": their} if inputs else {}
+            sources = [
+                Real(data=mine, weight=0),
+                Raw(producer=other, weight=0.5, **given),
+                Curated(producer=other, weight=0.5, candidates=2, **given),
+            ]
+            models[name] = eco.models[name].model_copy(update={"sources": sources})
+        return eco.model_copy(update={"models": models})
+
+    for inputs in (False, True):
+        memory = Memory("all")
+        run = run_networks(cross(inputs), memory, device="cpu", rounds=2)
+        prompts = open_world(run.eco).prompts
+        for name, own, their in (("p", "tools", "games"), ("q", "games", "tools")):
+            for number in (1, 2):
+                pool = memory.pool(number, name)
+                asked = {prompts.domain[i] for i in pool.prompts.tolist()}
+                assert asked == {their if inputs or number == 1 else own}
+                if not inputs:
+                    assert all(pool.parent)
+                    assert pool.data == [None] * len(pool)
+                    continue
+                assert pool.parent == [None] * len(pool)
+                assert pool.data == [their] * len(pool)
+                assert pool.row == [prompts.row[i] for i in pool.prompts.tolist()]
+                assert len(set(pool.row)) == len(pool)  # 12 of 24 rows: none twice, of both sources together
+                assert pool.producer_round == [number - 1] * len(pool)

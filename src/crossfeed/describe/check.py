@@ -168,6 +168,8 @@ def _model(
             continue
         if source.producer not in eco.models:
             notes.name((*at, "producer"), source.producer, "models", eco.models)
+        if source.inputs is not None and source.inputs not in eco.data:
+            notes.name((*at, "inputs"), source.inputs, "data", eco.data)
         if source.map is not None and layout is not None:
             notes.found += map_complaints((*at, "map"), source.map, layout)
         if isinstance(source, s.Curated):

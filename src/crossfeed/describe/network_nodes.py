@@ -41,6 +41,9 @@ class TextsData(Node):
     input_column: str = Field(default="input", description="Column of the inputs.")
     answer_column: str | None = Field(default=None, description="Column of the answers; null: inputs only.")
     template: str = Field(default="{input}", description="The prompt a model sees; `{input}` stands for the input.")
+    strip: str | None = Field(
+        default=None, description="Regular expression; what it matches at the beginning of an input is taken off."
+    )
     where: dict[str, str] = Field(
         default_factory=dict, description="Only rows with this text in this column, e.g. {task: paraphrase}."
     )
@@ -177,7 +180,10 @@ class CausalLM(Node):
     chat: bool | None = Field(
         default=None, description="Use the tokenizer's chat template; null: when it has one and is pretrained."
     )
-    max_prompt_tokens: Count = Field(default=512, description="Longer prompts are cut at the front.")
+    max_prompt_tokens: Count = Field(default=512, description="Longer prompts lose a part of their input, see `cut`.")
+    cut: Literal["beginning", "end"] = Field(
+        default="beginning", description="The part of the input that goes when a prompt is too long."
+    )
     max_new_tokens: Count = Field(default=64, description="Longest answer.")
     temperature: Positive = Field(default=1.0, description="Of sampling; a source's own temperature multiplies it.")
     top_p: Annotated[float, Field(gt=0, le=1), FINITE] = Field(default=1.0, description="Nucleus sampling; 1 is off.")

@@ -122,6 +122,9 @@ def _closed_form(loc: Loc, model: s.Model) -> list[Complaint]:
     ]
     for index, evaluation in enumerate(model.evaluate or []):
         keys += [("evaluate", index, key) for key in ("data", "samples") if getattr(evaluation, key) is not None]
+    for index, source in enumerate(model.sources):
+        if isinstance(source, (s.Raw, s.Curated)) and source.inputs is not None:
+            keys.append(("sources", index, "inputs"))
     need = "need it left out: it is for networks (flow, diffusion, causal_lm)"
     return [Complaint((*loc, *key), f"found it for the closed-form family {kind!r}", need) for key in keys]
 
@@ -160,6 +163,9 @@ def _source(eco: s.Ecosystem, at: Loc, source: s.Source) -> list[Complaint]:
     if isinstance(source, s.Picks):
         return []
     out = []
+    if source.inputs is not None and isinstance(eco.space, s.Vectors):
+        need = "need none: vectors have no inputs"
+        out.append(Complaint((*at, "inputs"), f"found {short(source.inputs)} for vectors", need))
     producer = eco.models.get(source.producer)
     if producer is not None and isinstance(producer.family, (s.Flow, s.Diffusion)) and source.sampling_temperature != 1:
         found = f"found {source.sampling_temperature:g} for outputs of a {producer.family.kind}"

@@ -366,6 +366,10 @@ class Raw(SourceBase):
         description="The producer samples from q^(1/T), normalised; language models token by token, other networks at 1.",
     )
     map: Affine | None = Field(default=None, description="Vectors and regression: applied to what the source delivers.")
+    inputs: Name | None = Field(
+        default=None,
+        description="Networks: data set whose inputs are answered; null: those of the producer's previous training set.",
+    )
 
 
 class Curated(Pick, SourceBase):
@@ -378,6 +382,10 @@ class Curated(Pick, SourceBase):
         description="The producer samples from q^(1/T), normalised; language models token by token, other networks at 1.",
     )
     map: Affine | None = Field(default=None, description="Vectors and regression: applied to what the source delivers.")
+    inputs: Name | None = Field(
+        default=None,
+        description="Networks: data set whose inputs are answered; null: those of the producer's previous training set.",
+    )
 
 
 class Picks(SourceBase):

@@ -118,7 +118,16 @@ class Base:
         except (OSError, ValueError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:160]
             raise DataError(f"{where}: {folder!r} cannot be read ({reason}); need a whole peft adapter") from None
-        other = [k for k in ("use_dora", "use_rslora", "modules_to_save") if config.get(k)]
+        unlike = (
+            "use_dora",
+            "use_rslora",
+            "modules_to_save",
+            "alpha_pattern",
+            "rank_pattern",
+            "lora_bias",
+            "use_qalora",
+        )
+        other = [k for k in (*unlike, "layer_replication") if config.get(k)]
         if config.get("peft_type") != "LORA" or other or config.get("bias", "none") != "none":
             kind = f"LoRA with {other[0]}" if other else f"{config.get('peft_type')} with bias {config.get('bias')!r}"
             raise DataError(f"{where}: found {kind} in {folder!r}; need plain LoRA adapters")

@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 
 from crossfeed.describe.network_nodes import Diffusion
-from crossfeed.errors import CrossfeedError, DataError, NotAvailableError, Problem, SettingError, SpecError
+from crossfeed.errors import (
+    CheckFailedError,
+    CrossfeedError,
+    DataError,
+    NotAvailableError,
+    Problem,
+    SettingError,
+    SpecError,
+)
 from crossfeed.networks import unet
 from crossfeed.networks.base import RSAMPLE, Advance, Outputs
 
@@ -49,6 +57,9 @@ def build(
     classes = world.num_classes if family.conditional else None
     channels, height, width = world.shape
     return DiffusionNetwork(name, family, (channels, height, width), world.prompts.labels, classes, seed, device, dtype)
+
+
+_BLOCK = 64  # images whose noise is drawn at once
 
 
 class _Step(NamedTuple):
@@ -229,10 +240,13 @@ class DiffusionNetwork:
         images = torch.empty((total, *self.shape), dtype=torch.uint8, device=self.device)
         steps = self._steps(evaluating)
         with torch.inference_mode(), self._evaluation(), self._autocast():
+            stock = torch.empty((0, *self.shape), device=self.device)
             for start in range(0, total, batch_size):
                 part = slice(start, min(start + batch_size, total))
-                shape = (part.stop - start, *self.shape)
-                noise = torch.randn(shape, generator=generator, device=generator.device).to(self.device)
+                while len(stock) < part.stop - start:  # in blocks, so that noise does not depend on the batch size
+                    drawn = torch.randn((_BLOCK, *self.shape), generator=generator, device=generator.device)
+                    stock = torch.cat([stock, drawn.to(self.device)])
+                noise, stock = stock[: part.stop - start], stock[part.stop - start :]
                 try:
                     found = self._ddim(noise, None if labels is None else labels[part], steps)
                 except RuntimeError as error:
@@ -242,6 +256,11 @@ class DiffusionNetwork:
                         f"models.{self.name}: not enough memory to generate {len(noise)} images at once; "
                         f"set run.generation_batch: {max(1, len(noise) // 2)} or less"
                     ) from error
+                if not bool(torch.isfinite(found).all()):
+                    raise CheckFailedError(
+                        f"models.{self.name}: generated images are not finite; lower train.learning_rate, set "
+                        "train.gradient_clip, or use --dtype float32"
+                    )
                 images[part] = (found * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8)
                 if advance is not None:
                     advance(len(noise))
@@ -275,13 +294,13 @@ class DiffusionNetwork:
 
     @torch.no_grad()
     def probe(self) -> Tensor:
-        """The noise predicted in two fixed images at two levels, flat, in float32."""
+        """The noise predicted in two fixed images at two levels, flat, by the path that generates; float32."""
         random = torch.Generator().manual_seed(0)
         levels = torch.tensor([len(self._signal) // 8, len(self._signal) // 2], device=self.device)
         labels = None if self._labels is None else self._labels[torch.tensor([0, -1], device=self.device)]
-        with self._evaluation():
+        with self._evaluation(), self._autocast():
             images = torch.randn((2, *self.shape), generator=random).to(self.device)
-            return self._network(images, levels, labels).flatten()
+            return self._network(images, levels, labels).flatten().float()
 
     def base_probe(self) -> None:
         """None: every parameter is trained."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,12 @@ def read_texts(name: str, data: TextsData, seed: int) -> tuple[list[int], list[s
     rows, table = _table(name, data, columns, seed)
     texts = [[_text(name, data.file, column, row, cell) for row, cell in zip(rows, cells, strict=True)]
              for column, cells in zip(columns, table, strict=True)]  # fmt: skip
+    if data.strip is not None:
+        try:
+            start = re.compile(data.strip)
+        except re.error as error:
+            raise DataError(f"data.{name}.strip: found {data.strip!r} ({error}); need a regular expression") from None
+        texts[0] = [start.sub("", text, count=1) if start.match(text) else text for text in texts[0]]
     return rows, texts[0], texts[1] if len(texts) > 1 else None
 
 

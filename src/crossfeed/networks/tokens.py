@@ -139,7 +139,7 @@ class Tokens:
     def prompt(self, index: int) -> list[int]:
         """Tokens of a prompt, at least one and at most ``max_prompt_tokens``; worked out once.
 
-        A longer one loses the beginning of its input; template, system message and closing stay.
+        A longer one loses the beginning or the end of its input; template, system message and closing stay.
         """
         found = self._prompts.get(index)
         if found is None:
@@ -234,7 +234,10 @@ class Tokens:
         drop = 0
         while len(ids) > most:
             drop += len(ids) - most
-            rest = "".join(self.texts([words[drop:]])).lstrip("\ufffd") if drop < len(words) else ""
+            if self._family.cut == "beginning":
+                rest = "".join(self.texts([words[drop:]])).lstrip("\ufffd")
+            else:
+                rest = "".join(self.texts([words[: max(0, len(words) - drop)]])).rstrip("\ufffd")
             ids = self._encode(before + rest + after)
             if drop >= len(words) and len(ids) > most:
                 raise DataError(

@@ -276,7 +276,8 @@ def learning_rate(training: Training, round: int, step: int) -> float:
 def _passes(num: int, lengths: Tensor | None, training: Training, generator: torch.Generator) -> Iterator[Tensor]:
     """Samples of one forward pass after another, without end."""
     size = training.batch_size
-    block = size * (1 if lengths is None else _SORTED_TOGETHER)
+    together = 1 if lengths is None else max(1, min(_SORTED_TOGETHER, num // size))  # no row twice in what is sorted
+    block = size * together
     stock = torch.empty(0, dtype=torch.int64)
     while True:
         while len(stock) < block:

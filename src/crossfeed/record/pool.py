@@ -22,9 +22,9 @@ class Pool:
         kind: ``real``, ``raw``, ``curated`` or ``picks``.
         producer: The model that generated the row; None for real data and picks.
         producer_round: The round in which the producer had been trained last (0: its start); None as above.
-        data: Data set of real rows and picks; None for generated ones.
-        row: Row of that data set; None for generated rows and for data that is drawn afresh.
-        parent: Id of the row of the producer's training set whose input was used; None for real rows and picks.
+        data: Data set of real rows and picks; of generated rows, the data set whose inputs the source names; else None.
+        row: Row of that data set; None where there is none, and for data that is drawn afresh.
+        parent: Id of the row of the producer's training set whose input was used; None for real rows, picks and named inputs.
         num_candidates: (n,) K candidates offered to curators; 0 for rows nobody picked.
         rewards: K rewards by the first curator; empty for rows nobody picked.
         picked: Which candidate was picked; −1 for rows nobody picked.

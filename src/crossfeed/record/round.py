@@ -134,6 +134,12 @@ def read_info(folder: Path) -> dict[str, Any]:
     claimed = about.pop("sha256", None)
     if claimed != _digest(about):
         raise DataError(f"{file}: was changed or damaged: its SHA-256 is not the one it names")
+    named = [name for files in about["models"].values() for name in files.values()]
+    for name in [*named, *about["files"]]:  # checksums are no signatures: a folder may come from anybody
+        if name != os.path.basename(name) or name in ("", ".", "..") or "\0" in name:
+            raise DataError(f"{file}: names {name!r}, which is no file of this folder")
+    if not set(named) <= set(about["files"]):
+        raise DataError(f"{file}: names a file that it does not list")
     return about
 
 

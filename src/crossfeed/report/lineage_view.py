@@ -131,6 +131,9 @@ def _end(entry: Entry) -> Text:
         return Text("└ real data: the line ends here", style="dim")
     if entry.get("parent"):
         return Text(f"└ its parent {_clean(entry['parent'], 120)} is not in the record", style="dim")
+    if entry.get("data"):
+        row = "" if entry.get("row") is None else f"row {entry['row']:,} of "
+        return Text(f"└ its input is that of {row}{_clean(entry['data'], 60)}: the line ends here", style="dim")
     return Text("└ no parent was recorded", style="dim")
 
 

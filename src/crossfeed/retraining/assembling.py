@@ -81,8 +81,16 @@ def new_rows(
             kind = "real" if isinstance(source, Real) else "picks"
             mine.append(data_rows(world, source.data, (want.consumer, want.name, kind), want.count, round, start))
         else:
-            producer = source.producer
-            origin = (producer, trained[producer], [pools[producer].ids[row] for row in made[i].rows.tolist()])
+            producer, rows = source.producer, made[i].rows.tolist()
+            origin: dict[str, Any] = {
+                "producer": [producer] * want.count,
+                "producer_round": [trained[producer]] * want.count,
+            }
+            if source.inputs is None:
+                origin["parent"] = [pools[producer].ids[row] for row in rows]
+            else:
+                known = world.data[source.inputs].rows
+                origin |= {"data": [source.inputs] * want.count, "row": [known[row] for row in rows]}
             with clock.stage("picking", f"{want.consumer}: {want.name}", want.count):
                 mine.append(_from_model(world.eco, rewards, want, made[i], origin, round, start, keep))
     return {model: join(found) for model, found in parts.items()}
@@ -93,19 +101,13 @@ def _from_model(
     rewards: Mapping[str, RewardFn],
     want: Want,
     made: Made,
-    origin: tuple[str, int, list[str]],
+    origin: dict[str, Any],
     round: int,
     start: int,
     keep: bool,
 ) -> Pool:
-    source, (producer, when, parents) = want.source, origin
+    source, columns, outputs = want.source, dict(origin), made.outputs
     assert isinstance(source, (Raw, Curated))
-    columns: dict[str, Any] = {
-        "producer": [producer] * want.count,
-        "producer_round": [when] * want.count,
-        "parent": parents,
-    }
-    outputs = made.outputs
     if isinstance(source, Curated):
         picked = _pick(eco, rewards, want, made, round)
         size = want.candidates

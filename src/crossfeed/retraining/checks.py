@@ -42,18 +42,18 @@ def check_trained(
     if broken or not math.isfinite(moved):
         raise CheckFailedError(
             f"{place}: parameters are not finite after training, first {broken[0] if broken else 'their step'}; lower "
-            "train.learning_rate or set train.gradient_clip. Finished rounds are kept"
+            "train.learning_rate or set train.gradient_clip. Finished rounds are kept; another spec needs a run of its own"
         )
     if moved == 0:
         raise CheckFailedError(
             f"{place}: training moved no parameter; see that the family has trainable parameters and that "
-            "train.learning_rate (with its decay) is not vanishing. Finished rounds are kept"
+            "train.learning_rate (with its decay) is not vanishing. Finished rounds are kept; another spec needs a run of its own"
         )
     probe = network.probe()
     if not bool(torch.isfinite(probe).all()):
         raise CheckFailedError(
             f"{place}: the network generates numbers that are not finite; lower train.learning_rate or use "
-            "--dtype float32. Finished rounds are kept"
+            "--dtype float32. Finished rounds are kept; another spec needs a run of its own"
         )
     changed = not torch.equal(probe, probe_before)
     if not changed and moved > NEGLIGIBLE * max(norm_before, 1e-30):

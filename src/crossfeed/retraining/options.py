@@ -18,8 +18,8 @@ from crossfeed.networks.world import World
 from crossfeed.record.spec_copy import comparable
 from crossfeed.retraining.counts import rows_per_round, source_counts
 
-_FREE = ("name", "description", "audit", "scales", "run.rounds", "run.checkpoints")
-"""Parts of a spec that may differ when a run goes on: no number of a round depends on them."""
+_FREE = ("name", "description", "audit", "scales", "run.rounds", "run.checkpoints", "run.generation_batch")
+"""Parts of a spec that may differ when a run goes on: no number of a round depends on them, beyond rounding."""
 
 _BYTES_A_TOKEN = 5
 _COMPRESSED_IMAGE = 0.8

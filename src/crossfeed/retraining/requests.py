@@ -17,6 +17,7 @@ from torch import Tensor
 from crossfeed.describe.schema import Curated, Ecosystem, Picks, Raw, Real, Source, source_names
 from crossfeed.networks.base import Network, Outputs
 from crossfeed.networks.randomness import child_seed, generator
+from crossfeed.networks.world import World
 from crossfeed.record.pool import Pool
 from crossfeed.retraining.counts import rows_per_round, source_counts
 from crossfeed.retraining.picking import whole_candidates
@@ -42,7 +43,13 @@ class Want:
 
 @dataclass(frozen=True)
 class Made:
-    """Outputs for one want: ``candidates`` of each of its rows, and which rows of the producer's pool gave the prompts."""
+    """Outputs for one want.
+
+    Attributes:
+        rows: Where each row's prompt comes from: a row of the producer's pool, or of the data set whose inputs are answered.
+        prompts: The prompts.
+        outputs: ``candidates`` of each row.
+    """
 
     rows: Tensor
     prompts: Tensor
@@ -59,7 +66,7 @@ def wants_of(eco: Ecosystem, model: str, round: int) -> list[Want]:
 
 
 def generate(
-    eco: Ecosystem,
+    world: World,
     wants: Sequence[Want],
     networks: Mapping[str, Network],
     pools: Mapping[str, Pool],
@@ -69,11 +76,11 @@ def generate(
 ) -> dict[int, Made]:
     """Outputs for all wants of a step that are generated, by position in ``wants``.
 
-    Prompts are drawn from the producer's pool for all its wants together, without replacement while rows last, then in
-    whole passes again.
+    Prompts are drawn from the producer's pool, or from the data set that a source names, for all wants of the producer
+    together, without replacement while rows last, then in whole passes again.
 
     Args:
-        eco: The ecosystem.
+        world: Data, prompts and the ecosystem.
         wants: Of all models of the step.
         networks: By model.
         pools: What each model was trained on last.
@@ -82,20 +89,29 @@ def generate(
         clock: Told what is going on.
     """
     made: dict[int, Made] = {}
+    eco = world.eco
     for producer in eco.names:
         mine = {i: w for i, w in enumerate(wants) if w.count and _producer(w.source) == producer}
         if not mine:
             continue
-        pool, network = pools[producer], networks[producer]
-        draw = generator(eco.seed, round, producer, f"prompts {step}")
-        drawn = passes(len(pool), sum(w.count for w in mine.values()), draw)
-        rows = dict(zip(mine, drawn.split([w.count for w in mine.values()]), strict=True))
+        network = networks[producer]
         by_temperature: dict[float, list[int]] = {}
+        by_inputs: dict[str | None, list[int]] = {}
         for i, want in mine.items():
             assert isinstance(want.source, (Raw, Curated))
             by_temperature.setdefault(want.source.sampling_temperature, []).append(i)
+            by_inputs.setdefault(want.source.inputs, []).append(i)
+        rows: dict[int, Tensor] = {}
+        asked: dict[int, Tensor] = {}
+        for data, members in by_inputs.items():
+            pool = pools[producer].prompts if data is None else world.data[data].inputs()
+            purpose = f"prompts {step}" if data is None else f"prompts {step} of {data}"
+            sizes = [mine[i].count for i in members]
+            drawn = passes(len(pool), sum(sizes), generator(eco.seed, round, producer, purpose))
+            rows |= dict(zip(members, drawn.split(sizes), strict=True))
+            asked |= {i: pool[rows[i]] for i in members}
         for temperature, members in by_temperature.items():
-            prompts = torch.cat([pool.prompts[rows[i]] for i in members])
+            prompts = torch.cat([asked[i] for i in members])
             candidates = torch.cat([torch.full((mine[i].count,), mine[i].candidates) for i in members])
             sizes = [mine[i].count * mine[i].candidates for i in members]
             stream = generator(eco.seed, round, producer, f"generation {step} {temperature!r}", network.device)
@@ -109,7 +125,7 @@ def generate(
                     advance=advance,
                 )
             for i, part in zip(members, _split(outputs, sizes), strict=True):
-                made[i] = Made(rows[i], pool.prompts[rows[i]], part)
+                made[i] = Made(rows[i], asked[i], part)
     return made
 
 

@@ -154,7 +154,7 @@ class Loop:
         """New rows of the models of a step."""
         state = self.state
         with self._seeded(number, None, f"generation {step}"), torch.no_grad():
-            made = generate(self.eco, wants, self.networks, state.pools, number, step, self.clock)
+            made = generate(self.world, wants, self.networks, state.pools, number, step, self.clock)
             keep = self.keep_candidates
             return new_rows(self.world, self.rewards, wants, made, state.pools, state.trained, number, keep, self.clock)
 
@@ -248,12 +248,13 @@ class Loop:
     def _seeded(self, number: int, model: str | None, purpose: str) -> Iterator[None]:
         """Give torch's own generators a seed of this stage, and put them back: dropout draws from them."""
         seed = child_seed(self.eco.seed, number, model, f"global {purpose}")
-        gpu = any(network.device.type == "cuda" for network in self.networks.values())
-        with torch.random.fork_rng(enabled=gpu):
+        devices = {network.device for network in self.networks.values() if network.device.type == "cuda"}
+        with torch.random.fork_rng(devices=list(devices)):
             before = torch.default_generator.get_state()
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would look for devices, which takes longer
-            if gpu:
-                torch.cuda.manual_seed_all(seed)
+            for device in devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             try:
                 yield
             finally:

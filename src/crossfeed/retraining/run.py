@@ -157,7 +157,11 @@ def run_networks(
     there, notes = _there(folder, resume), list[str]()
     if there is not None and there.options:
         notes += refuse_other(eco, there.eco or eco, options, there.options, given)
-        options = there.options
+        same = there.eco is None or there.eco.run.checkpoints == eco.run.checkpoints
+        chosen = checkpoints or (there.options["checkpoints"] if same else eco.run.checkpoints)  # may change on the way
+        options = {**there.options, "checkpoints": chosen}
+        if isinstance(there, RunFolder):
+            there.checkpoints = chosen
     done = [] if there is None else there.rounds
     last = rounds or (options["rounds"] if len(done) <= options["rounds"] else eco.run.rounds)
     kind = choose_dtype(options["dtype"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -73,4 +74,7 @@ class Watch:
     @classmethod
     def read(cls, info: Mapping[str, Any]) -> Watch:
         """From JSON."""
-        return cls(**info)
+        watch = cls(**info)
+        for values in (watch.first_diversity, watch.first_loss):  # JSON has no nan
+            values.update({name: math.nan for name, value in values.items() if value is None})
+        return watch
