@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -53,6 +52,13 @@ def contents(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in files}
 
 
+def rounds_of(path: Path) -> int:
+    """How many rounds are finished."""
+    from crossfeed.record.folder import RunFolder, is_run
+
+    return len(RunFolder.open(path).rounds) if is_run(path) else 0
+
+
 def serve(work: Callable[[Path], None], place: Path) -> None:
     """Kill the work ``KILLS`` times, look at the folder each time, and compare the end with undisturbed work."""
     from crossfeed.record.folder import RunFolder, is_run
@@ -79,15 +85,17 @@ def serve(work: Callable[[Path], None], place: Path) -> None:
     chance = random.Random(SEED)
     kills, runs, killed_in = 0, 0, set()
     path = place / "killed-0" / "run"
-    while (
-        kills < KILLS or len(killed_in) < 3
-    ):  # a slow start may eat many kills; the time limit ends a test that gets nowhere
+    patience = usual = took / 4
+    while kills < KILLS:
+        before = rounds_of(path)
         pid = begin(path)
-        time.sleep(chance.uniform(0, took / 3))
+        time.sleep(chance.uniform(0, patience))
         if os.waitpid(pid, os.WNOHANG) == (0, 0):
             os.kill(pid, signal.SIGKILL)
             assert os.waitpid(pid, 0)[1] == signal.SIGKILL
             kills += 1
+        # where the machine has become slower, so that kills come before anything happens, wait longer
+        patience = usual if rounds_of(path) > before else 1.5 * patience
         if is_run(path):
             folder = RunFolder.open(path)
             assert folder.verify() == []
@@ -103,6 +111,7 @@ def serve(work: Callable[[Path], None], place: Path) -> None:
                 path = place / f"killed-{runs}" / "run"
     assert os.waitpid(begin(path), 0)[1] == 0
     assert contents(path) == expected
+    assert len(killed_in) >= 3
     print(f"{kills} kills after rounds {sorted(killed_in)} in {runs + 1} runs of {took:.2f} s")
 
 
@@ -110,10 +119,10 @@ def serve(work: Callable[[Path], None], place: Path) -> None:
 def test_killed_at_twenty_random_moments(tmp_path, work):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(
-        [sys.executable, __file__, work, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, __file__, work, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert re.match(r"[2-9]\d kills after rounds", done.stdout)
+    assert done.stdout.startswith("20 kills after rounds")
     print(done.stdout)
 
 
