@@ -124,7 +124,7 @@ def run_summary(folder: RunFolder) -> RenderableType:
         if e.model in kept and found is not None and shown.row_count < ROWS:
             shown.add_row(
                 Text(words.clean(names[e.model], 26)),
-                Text(words.clean(where(e, names), 44)),
+                Text(words.clean(where(e, names) + (f" ({e.name})" if e.cross and not e.whose else ""), 60)),
                 *(Text(v.replace(words.MINUS, "-")) for v in fixed([found.first.value, found.last.value], found.half)),
                 Text(_plus_minus(found.difference, found.half)),
                 Text(
