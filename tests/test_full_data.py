@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import crossfeed as cf
+from crossfeed.describe.load import load
+from crossfeed.retraining.run import run_networks
 
 pytestmark = pytest.mark.shared
 DATA = Path(os.environ.get("CROSSFEED_DATA", ""))
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PLAIN = {"where": {}, "strip": None}  # sentences without instructions, unlike the hub's
 
 
 def test_published_constants_are_the_packaged_ones() -> None:
@@ -59,3 +64,31 @@ def test_real_photographs_of_two_halves_agree(tmp_path: Path) -> None:
     ours = cf.audit(cf.load(path)).data["influence"]["matrix"][0][0]
     for value in values:
         assert 1 / 1.5 < value / ours < 1.5
+
+
+def test_language_models_learn_from_each_others_answers_to_real_texts(tmp_path: Path) -> None:
+    files = {"articles": "debian_synopsis_train", "new_articles": "debian_synopsis_validation"}
+    files |= {"sentences": "coedit_paraphrase_train", "new_sentences": "coedit_paraphrase_validation"}
+    changes: dict[str, Any] = {f"data.{name}.file": str(DATA / f"{file}.parquet") for name, file in files.items()}
+    changes |= {f"data.{name}.input_column": "article" for name in ("articles", "new_articles")}
+    changes |= {f"data.{name}.{key}": value for name in ("sentences", "new_sentences") for key, value in PLAIN.items()}
+    changes |= {"models.*.family.pretrained": None, "models.*.family.fresh": {"width": 32, "vocabulary": 600}}
+    changes |= {"p.curation": 0.2, "q.curation": 0.2, "run.rounds": 2}
+    eco = load(EXAMPLES / "language" / "mismatch.yaml", scale="smoke", overrides=changes)
+    run = run_networks(eco, tmp_path / "run", device="cpu")
+    assert (run.result, run.folder.rounds) == ("finished", [0, 1, 2])
+    for name, asked in (("p", "sentences"), ("q", "articles")):
+        pool = run.folder.pool(2, name)
+        assert set(pool.data) == {asked}
+        assert pool.kind.count("curated") == 2
+    assert run.folder.verify() == []
+
+
+def test_diffusion_models_on_all_training_photographs(tmp_path: Path) -> None:
+    changes = {"space.file": str(DATA / "cifar10" / "train.parquet"), "run.rounds": 1, "models.*.pretrain.steps": 20}
+    eco = load(EXAMPLES / "diffusion" / "A4.yaml", scale="smoke", overrides=changes)
+    run = run_networks(eco, tmp_path / "run", device="cpu")
+    assert (run.result, run.folder.rounds) == ("finished", [0, 1])
+    pool = run.folder.pool(1, "p")
+    assert [pool.source.count(name) for name in ("real", "own", "cross")] == [32, 10, 22]  # ½, .15 and .35 of 64 rows
+    assert max(row for row in pool.row if row is not None) > 10_000
