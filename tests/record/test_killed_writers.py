@@ -107,17 +107,22 @@ def serve(work: Callable[[Path], None], place: Path) -> None:
     chance = random.Random(SEED)
     kills, runs, killed_in = 0, 0, set()
     path = place / "killed-0" / "run"
-    patience = usual = took / 4
     while kills < KILLS:
-        before = rounds_of(path)
+        # every other kill comes at any time, most of them while a run starts; the others soon after a round, whatever the machine's speed
+        goal = path / "rounds" / f"{rounds_of(path) + chance.randrange(4):04d}" if kills % 2 else None
         pid = begin(path)
-        time.sleep(chance.uniform(0, patience))
-        if os.waitpid(pid, os.WNOHANG) == (0, 0):
+        ended = (0, 0)
+        while goal is not None and ended == (0, 0) and not goal.exists():
+            time.sleep(0.002)
+            ended = os.waitpid(pid, os.WNOHANG)
+        if ended == (0, 0):
+            time.sleep(chance.uniform(0, 0.1 if goal else took / 4))
+            ended = os.waitpid(pid, os.WNOHANG)
+        if ended == (0, 0):
             os.kill(pid, signal.SIGKILL)
-            assert os.waitpid(pid, 0)[1] == signal.SIGKILL
-            kills += 1
-        # where the machine has become slower, so that kills come before anything happens, wait longer
-        patience = usual if rounds_of(path) > before else 1.5 * patience
+            ended = os.waitpid(pid, 0)
+        assert ended[1] in (0, signal.SIGKILL)  # it may have come to its end by itself just before
+        kills += ended[1] == signal.SIGKILL
         if is_run(path):
             folder = RunFolder.open(path)
             assert folder.verify() == []
