@@ -20,12 +20,11 @@ from torch import Tensor
 from crossfeed.describe.networks import evaluation_data
 from crossfeed.describe.schema import Evaluation
 from crossfeed.networks.build import build
-from crossfeed.networks.randomness import generator
+from crossfeed.networks.randomness import generator, passes
 from crossfeed.networks.rewards import build_reward
 from crossfeed.networks.world import open_world
 from crossfeed.record.folder import RunFolder
 from crossfeed.retraining.counts import source_counts
-from crossfeed.retraining.requests import passes
 
 Key = tuple[str, str]
 

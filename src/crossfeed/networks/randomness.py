@@ -46,3 +46,14 @@ def generator(
         True
     """
     return torch.Generator(device).manual_seed(child_seed(seed, round, model, purpose))
+
+
+def passes(size: int, num: int, draw: torch.Generator) -> torch.Tensor:
+    """``num`` indices below ``size``: shuffled passes over all of them, so that none comes twice before all came once.
+
+    Example:
+        >>> sorted(passes(3, 6, torch.Generator().manual_seed(0)).tolist())
+        [0, 0, 1, 1, 2, 2]
+    """
+    rounds = [torch.randperm(size, generator=draw) for _ in range(-(-num // size))]
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *rounds])[:num]

@@ -15,6 +15,7 @@ from crossfeed.describe.photographs import Photographs, read_images
 from crossfeed.describe.shapes import full_matrix
 from crossfeed.errors import DataError, NotAvailableError, Problem, SpecError
 from crossfeed.networks.base import Outputs
+from crossfeed.networks.randomness import passes
 from crossfeed.networks.texts import read_preferences, read_texts
 
 Medium = Literal["vectors", "images", "text"]
@@ -102,9 +103,7 @@ class DataSet:
 
     def positions(self, num: int, generator: torch.Generator) -> Tensor:
         """(num,) positions in ``rows``, in random order, none twice before all have come."""
-        size = len(self.rows)
-        passes = [torch.randperm(size, generator=generator) for _ in range(-(-num // size))]
-        return torch.cat([torch.zeros(0, dtype=torch.int64), *passes])[:num]
+        return passes(len(self.rows), num, generator)
 
     def inputs(self) -> Tensor:
         """(m,) the prompts of this data set, one a row, so that labels come as often as they do there."""

@@ -19,13 +19,12 @@ from crossfeed.describe.schema import Evaluation
 from crossfeed.errors import CheckFailedError
 from crossfeed.networks import measures
 from crossfeed.networks.base import Network, Outputs
-from crossfeed.networks.randomness import generator
+from crossfeed.networks.randomness import generator, passes
 from crossfeed.networks.rewards import RewardFn
 from crossfeed.networks.world import World
 from crossfeed.record.pool import concatenate, take
 from crossfeed.record.round import Metric, Shown
 from crossfeed.retraining.counts import source_counts
-from crossfeed.retraining.requests import passes
 from crossfeed.retraining.start import shares_of
 from crossfeed.retraining.timing import Clock
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from crossfeed.describe.schema import Curated, Ecosystem, Picks, Raw, Real, Source, source_names
 from crossfeed.networks.base import Network, Outputs
-from crossfeed.networks.randomness import child_seed, generator
+from crossfeed.networks.randomness import child_seed, generator, passes
 from crossfeed.networks.world import World
 from crossfeed.record.pool import Pool
 from crossfeed.retraining.counts import rows_per_round, source_counts
@@ -127,16 +127,6 @@ def generate(
             for i, part in zip(members, _split(outputs, sizes), strict=True):
                 made[i] = Made(rows[i], asked[i], part)
     return made
-
-
-def passes(size: int, num: int, draw: torch.Generator) -> Tensor:
-    """``num`` indices below ``size``: shuffled passes over all of them, so that none comes twice before all came once.
-
-    Example:
-        >>> sorted(passes(3, 6, torch.Generator().manual_seed(0)).tolist())
-        [0, 0, 1, 1, 2, 2]
-    """
-    return torch.cat([torch.randperm(size, generator=draw) for _ in range(-(-num // size))])[:num]
 
 
 def _producer(source: Source) -> str | None:
