@@ -254,6 +254,19 @@ def test_only_the_last_checkpoints_are_kept_when_asked(tmp_path):
     assert folder.pool(3, "q").ids[0] == "r0003-q-000000"
 
 
+def test_checkpoints_that_a_killed_run_had_no_time_to_drop_go_when_it_is_opened_to_write(tmp_path, monkeypatch):
+    from crossfeed.record.rounds import Rounds
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Rounds, "prune", lambda self: None)  # as if killed between the rename and the pruning
+        folder = made.folder(tmp_path / "run", rounds=4, checkpoints="last")
+    kept = tmp_path / "run/rounds/0001/parameters-q.safetensors"
+    assert kept.exists()
+    with folder.writing():
+        assert not kept.exists()
+    assert folder.verify() == []
+
+
 def test_the_way_back_goes_to_a_round_whose_checkpoints_are_there(tmp_path):
     folder = made.folder(tmp_path / "run", rounds=6, checkpoints="last")
     (tmp_path / "run/rounds/0003/samples-p.parquet").unlink()

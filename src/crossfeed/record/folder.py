@@ -205,6 +205,8 @@ class RunFolder:
                 clean(self._rounds.path)
                 for problem in self._rounds.unfinished():
                     raise DataError(problem)
+                if self.checkpoints == "last":
+                    self._rounds.prune()
                 if self.rounds:
                     self._derive()
             self._writing = True
