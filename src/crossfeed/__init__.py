@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from crossfeed.dynamics.sweep import sweep as sweep
     from crossfeed.influence.threshold import threshold as threshold
     from crossfeed.report.audit import Audit as Audit
-    from crossfeed.report.audit import audit as audit
+    from crossfeed.report.estimate_audit import EstimateAudit as EstimateAudit
+    from crossfeed.verbs import audit as audit
     from crossfeed.verbs import run as run
 
 __version__ = "0.1.0"
@@ -52,7 +53,8 @@ _HOME = dict.fromkeys(_SCHEMA.split(), "crossfeed.describe.schema") | {
     "run": "crossfeed.verbs",
     "sweep": "crossfeed.dynamics.sweep",
     "threshold": "crossfeed.influence.threshold",
-    "audit": "crossfeed.report.audit",
+    "audit": "crossfeed.verbs",
+    "EstimateAudit": "crossfeed.report.estimate_audit",
     "Audit": "crossfeed.report.audit",
     "CrossfeedError": "crossfeed.errors",
     "SpecError": "crossfeed.errors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from crossfeed.errors import SettingError
 
 if TYPE_CHECKING:
     from crossfeed.dynamics.run import Run
+    from crossfeed.report.audit import Audit
+    from crossfeed.report.estimate_audit import EstimateAudit
     from crossfeed.retraining.run import NetworkRun
 
 
@@ -56,3 +59,59 @@ def run(
     if out is not None:
         result.save(out)
     return result
+
+
+def audit(
+    eco: Ecosystem,
+    progress: Callable[[str, int, int], None] | None = None,
+    command: str = "",
+    spec_file: str | None = None,
+    **options: Any,
+) -> Audit | EstimateAudit:
+    """Say what more curation does: :func:`crossfeed.report.audit.audit`, or for networks an estimate without retraining.
+
+    Args:
+        eco: The ecosystem. Models in closed form are solved; networks are estimated from samples and gradients
+            (:func:`crossfeed.report.estimate_audit.audit_networks_report`).
+        progress: Called with (stage, done, in all).
+        command: How to reproduce it, for the report.
+        spec_file: Name of the spec's file, for the report.
+        options: Networks: run, round, rounds, samples, budget, seed, device, what_if, look_ahead, tell. Closed forms: none.
+
+    Returns:
+        The audit, with ``data`` and ``save(path)``; printed it is a summary, and in a notebook the report.
+
+    Raises:
+        SettingError: an option that does not go with these models.
+
+    Example:
+        >>> from crossfeed.describe.schema import Categorical, Curated, DistributionData, Model, Outcomes, Real, TableReward
+        >>> sources = [Real(data="web", weight=0.5), Curated(producer="p", weight=0.5)]
+        >>> eco = Ecosystem(
+        ...     space=Outcomes(count=2),
+        ...     data={"web": DistributionData(weights=[1, 1])},
+        ...     rewards={"r": TableReward(values=[0, 1])},
+        ...     models={"p": Model(family=Categorical(), reward="r", sources=sources)},
+        ... )
+        >>> audit(eco).data["influence"]["verdict"]
+        [['helps']]
+    """
+    shared: dict[str, Any] = {"progress": progress, "command": command, "spec_file": spec_file}
+    if eco.networks:
+        from crossfeed.report.estimate_audit import audit_networks_report
+
+        try:
+            return audit_networks_report(eco, **shared, **options)
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            raise SettingError(
+                f"audit: {str(error).split('() ')[-1]} with networks; help(crossfeed.audit) lists what goes"
+            ) from None
+    if options:
+        raise SettingError(
+            f"audit: found {', '.join(options)} with models in closed form, which are solved exactly; leave it out"
+        )
+    from crossfeed.report.audit import audit as solved
+
+    return solved(eco, **shared)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import Annotated
 import typer
 
 import crossfeed
-from crossfeed.cli import runs
+from crossfeed.cli import audits, runs
 from crossfeed.cli.arguments import (
     AllowCode,
     Out,
@@ -71,42 +70,7 @@ def _options(
     pass
 
 
-@app.command()
-def audit(
-    spec: SpecPath,
-    out: Out = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print only audit.json on stdout.")] = False,
-    scale: Scale = None,
-    change: Set = None,
-    allow_code: AllowCode = False,
-    quiet: Quiet = False,
-) -> None:
-    """Say what more curation does to every model, and how sure that is.
-
-    Writes report.html (one file that opens anywhere) and audit.json (all its numbers).
-    """
-    eco = load_spec(spec, allow_code, scale, change)
-    from crossfeed.report.audit import audit as work_out
-
-    command = shlex.join(["crossfeed", "audit", str(spec), *spec_options(allow_code, scale, change)])
-    with results_folder(out or Path(f"crossfeed-{spec.stem}")) as folder:
-        with progress(quiet) as report:
-            result = work_out(eco, progress=report, command=command, spec_file=spec.name)
-        write_whole(folder / "audit.json", result.save)
-        write_whole(folder / "report.html", result.save)
-    if as_json:
-        print(json.dumps(result.data, allow_nan=False, indent=1))
-        say(f"report: {folder / 'report.html'}")
-        return
-    if not quiet:
-        from rich.console import Console
-
-        from crossfeed.report.terminal import summary
-
-        Console(soft_wrap=False).print(summary(result.data))
-    print(f"report: {folder / 'report.html'}")
-
-
+app.command()(audits.audit)
 app.command()(runs.run)
 
 

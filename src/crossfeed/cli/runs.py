@@ -164,7 +164,10 @@ def report(
     data = read_audit(file)
     target = file.with_name("report.html") if out is None else out
     _not_a_folder(target, file)
-    from crossfeed.report.html import html
+    if data["format"] == "crossfeed-estimate":
+        from crossfeed.report.estimate_html import html
+    else:
+        from crossfeed.report.html import html
 
     page = html(data)
     write_whole(target, lambda path: Path(path).write_text(page, encoding="utf-8", errors="replace"))

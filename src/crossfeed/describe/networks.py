@@ -73,10 +73,9 @@ def whole_complaints(eco: s.Ecosystem) -> list[Complaint]:
     if eco.update.steps is not None:
         need = "need it left out: `models.*.train.steps` says how far a round trains"
         out.append(Complaint(("update", "steps"), "found gradient steps of closed-form families", need))
-    for key, what in (("changes", "changes to work out"), ("thresholds", "thresholds to look for")):
-        if getattr(eco.audit, key):
-            need = "need none: the audit solves closed-form families; to try a change on networks, run with `--set PATH=VALUE`"
-            out.append(Complaint(("audit", key), f"found {what} with networks", need))
+    if eco.audit.thresholds:
+        need = "need none: networks are estimated near their present settings; ask for `audit.changes` at several values instead"
+        out.append(Complaint(("audit", "thresholds"), "found thresholds to look for with networks", need))
     return out
 
 

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from crossfeed.describe.network_nodes import CausalLM, Lora
 from crossfeed.errors import DataError, Problem, SpecError
@@ -161,15 +162,31 @@ class Base:
             self.network.train(training)
             self._training = training
         if self.frozen and model != self._active:
-            for layer in self._layers:
-                if model is not None:
-                    layer.set_adapter([self._names[model]])
-                layer.enable_adapters(model is not None)
-            for parameters in self._parameters.values():  # peft freezes what it switches off; optimisers hold them all
-                for value in parameters.values():
-                    value.requires_grad_(True)
+            with temporarily_clear_interpreter_stack():  # torch.func lets nothing set requires_grad inside a transform
+                self._switch(model)
             self._active = model
         return self.network
+
+    @contextmanager
+    def plain_attention(self) -> Iterator[None]:
+        """Within it attention is written out, whatever the spec says: the fused kernels have no derivatives beyond the first."""
+        before = self.network.config._attn_implementation
+        if before != "eager":
+            self.network.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            if before != "eager":
+                self.network.set_attn_implementation(before)
+
+    def _switch(self, model: str | None) -> None:
+        for layer in self._layers:
+            if model is not None:
+                layer.set_adapter([self._names[model]])
+            layer.enable_adapters(model is not None)
+        for parameters in self._parameters.values():  # peft freezes what it switches off; optimisers hold them all
+            for value in parameters.values():
+                value.requires_grad_(True)
 
     @contextmanager
     def generating(self, model: str | None) -> Iterator[Any]:

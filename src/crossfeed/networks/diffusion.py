@@ -121,6 +121,7 @@ class DiffusionNetwork:
         self.module = module.to(self.device).train()
         self._attend = unet.set_attention(self.module)
         self._attend.plain = self.device.type == "cpu" and dtype == torch.bfloat16  # where the fused kernel is slower
+        self._exact = False  # no autocast
         self._labels = labels.to(self.device) if num_classes is not None else None
         self._num_prompts = len(labels)
         self._predicts = self.scheduler.config.prediction_type
@@ -171,16 +172,26 @@ class DiffusionNetwork:
             outputs: (n, 3, h, w) uint8, or floats in [0, 1].
             generator: Of levels and noise; None for torch's own.
         """
-        n, source = len(prompts), self.device if generator is None else generator.device
-        levels = torch.randint(len(self._signal), (n,), generator=generator, device=source)
-        noise = torch.randn((n, *self.shape), generator=generator, device=source)
-        return self.losses_at(self.labels(prompts), outputs, levels, noise)
+        return self.losses_at(self.labels(prompts), outputs, *self.draw(len(prompts), generator))
+
+    def draw(self, num: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """What is random in the loss: levels (num,) int64 and noise (num, 3, h, w), on the generator's device."""
+        source = self.device if generator is None else generator.device
+        levels = torch.randint(len(self._signal), (num,), generator=generator, device=source)
+        return levels, torch.randn((num, *self.shape), generator=generator, device=source)
 
     def losses_at(self, labels: Tensor | None, outputs: Outputs, levels: Tensor, noise: Tensor) -> Tensor:
         """The same at given labels (n,), levels (n,) and noise (n, 3, h, w); nothing is checked, ``vmap`` passes.
 
         Differentiable in the parameters and in float outputs.
         """
+        found, target = self.predict_at(labels, outputs, levels, noise)
+        return (found - target).square().flatten(1).mean(1)
+
+    def predict_at(
+        self, labels: Tensor | None, outputs: Outputs, levels: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the network predicts there, and what it should: (n, 3, h, w) each; arguments as of :meth:`losses_at`."""
         assert isinstance(outputs, Tensor)
         images = outputs.to(self.device)
         images = images / 127.5 - 1 if images.dtype == torch.uint8 else 2 * images - 1
@@ -192,7 +203,7 @@ class DiffusionNetwork:
         target = noise
         if self._predicts != "epsilon":
             target = images if self._predicts == "sample" else image * noise - rest * images
-        return (found.to(target.dtype) - target).square().flatten(1).mean(1)
+        return found.to(target.dtype), target
 
     def lengths(self, prompts: Tensor, outputs: Outputs) -> Tensor | None:
         """None: every sample costs the same."""
@@ -276,7 +287,7 @@ class DiffusionNetwork:
         Differentiable in parameters and noise, in reverse and forward mode, through every DDIM step; float32 whatever
         ``dtype`` is. Where the predicted or final image is cut to its range the derivative is zero.
         """
-        with self._evaluation(), self.derivatives():
+        with self.derivatives():
             found = self._ddim(noise.to(self.device), self.labels(prompts), self._steps(evaluating))
         return (found / 2 + 0.5).clamp(0, 1)
 
@@ -284,13 +295,16 @@ class DiffusionNetwork:
     def derivatives(self) -> Iterator[None]:
         """Within it, :meth:`losses` and :meth:`losses_at` have forward-mode and second derivatives too.
 
-        They cost memory (attention is written out), so plain training does without.
+        They are without dropout, and float32 whatever ``dtype`` is: forward mode does not work under autocast. It costs memory (attention
+        is written out), so plain training does without.
         """
-        before, self._attend.plain = self._attend.plain, True
+        before = self._attend.plain, self._exact
+        self._attend.plain = self._exact = True
         try:
-            yield
+            with self._evaluation():
+                yield
         finally:
-            self._attend.plain = before
+            self._attend.plain, self._exact = before
 
     @torch.no_grad()
     def probe(self) -> Tensor:
@@ -343,7 +357,8 @@ class DiffusionNetwork:
         return self._plans[steps]
 
     def _autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.device.type, self.dtype) if self.dtype == torch.bfloat16 else nullcontext()
+        lower = self.dtype == torch.bfloat16 and not self._exact
+        return torch.autocast(self.device.type, self.dtype) if lower else nullcontext()
 
     @contextmanager
     def _evaluation(self) -> Iterator[None]:

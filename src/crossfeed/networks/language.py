@@ -163,13 +163,28 @@ class LanguageModel:
     def log_prob_of(self, batch: Batch, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         """The same for a batch of tokens; a pure function of the parameters when they are given.
 
-        With ``attention: eager`` it works under torch.func's grad, vmap, jvp and their compositions.
+        Args:
+            batch: From :meth:`Tokens.batch`.
+            parameters: Used instead of the live ones, as in :meth:`answer_logits`.
+        """
+        logits = self.answer_logits(batch, parameters)
+        picked = logits.gather(-1, batch.targets[..., None]).squeeze(-1)
+        if len(self.tokens.stop) > 1:  # any of them ends an answer
+            ended = logits[..., self.tokens.stop].logsumexp(-1)
+            picked = torch.where(batch.targets == self.tokens.end, ended, picked)
+        return ((picked - logits.logsumexp(-1)) * batch.answer).sum(-1)
+
+    def answer_logits(self, batch: Batch, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits (n, k, tokens) float32 from which each token of the answers is predicted.
+
+        With ``parameters`` a pure function of them, without dropout, that works under torch.func's grad, vmap, jvp and their
+        compositions: attention is then written out, as the fused kernels have neither forward-mode nor second derivatives.
 
         Args:
             batch: From :meth:`Tokens.batch`.
             parameters: Used instead of the live ones, by the names of :meth:`parameters`.
         """
-        network = self.base.use(self.name, self._training)
+        network = self.base.use(self.name, self._training and parameters is None)
         keep = batch.places if self.base.gathers else 0
         fields = {"input_ids": batch.inputs, "use_cache": False, "logits_to_keep": keep}
         with torch.autocast(self.device.type, self.base.dtype, enabled=self.base.dtype != torch.float32):
@@ -177,15 +192,11 @@ class LanguageModel:
                 logits = network(**fields).logits
             else:
                 inside = {self.base.inside(self.name, key): value for key, value in parameters.items()}
-                logits = torch.func.functional_call(network, inside, (), fields).logits
+                with self.base.plain_attention():
+                    logits = torch.func.functional_call(network, inside, (), fields).logits
         if not self.base.gathers:
             logits = torch.take_along_dim(logits, batch.places[..., None], dim=1)
-        logits = logits.float()
-        picked = logits.gather(-1, batch.targets[..., None]).squeeze(-1)
-        if len(self.tokens.stop) > 1:  # any of them ends an answer
-            ended = logits[..., self.tokens.stop].logsumexp(-1)
-            picked = torch.where(batch.targets == self.tokens.end, ended, picked)
-        return ((picked - logits.logsumexp(-1)) * batch.answer).sum(-1)
+        return logits.float()
 
     def sample(
         self,

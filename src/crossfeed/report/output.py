@@ -13,6 +13,13 @@ from typing import Any
 from crossfeed.errors import CrossfeedError, DataError
 
 _AUDIT_KEYS = ("spec_name", "models", "edges", "stable", "stability", "influence", "direction", "changes", "thresholds")
+_KEYS = {
+    "crossfeed-audit": _AUDIT_KEYS,
+    "crossfeed-estimate": (
+        *("spec_name", "space", "point", "horizon", "samples", "models", "evaluations", "settings", "influence"),
+        *("trajectory", "examples", "sources", "pickers", "mismatch", "checks", "changes", "seconds", "warnings"),
+    ),
+}
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
 
 
@@ -85,7 +92,7 @@ def _cannot_write(path: Path, error: OSError) -> CrossfeedError:
 
 
 def read_audit(path: Path) -> dict[str, Any]:
-    """The contents of an audit.json, checked to be an audit of this format.
+    """The contents of an audit.json, checked to be an audit of closed forms (``crossfeed-audit``) or of networks (``crossfeed-estimate``).
 
     Args:
         path: The file.
@@ -103,11 +110,13 @@ def read_audit(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give the audit.json that an audit wrote") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is no JSON file ({error}); {again}") from None
-    if not isinstance(data, dict) or data.get("format") != "crossfeed-audit":
-        raise DataError(f"{path}: is JSON, but no audit: its `format` is not `crossfeed-audit`; {again}")
+    if not isinstance(data, dict) or data.get("format") not in _KEYS:
+        raise DataError(
+            f"{path}: is JSON, but no audit: its `format` is not `crossfeed-audit` or `crossfeed-estimate`; {again}"
+        )
     if data.get("version") != 1:
         raise DataError(f"{path}: found audit version {data.get('version')!r}; this Crossfeed reads version 1; {again}")
-    missing = [key for key in _AUDIT_KEYS if key not in data]
+    missing = [key for key in _KEYS[data["format"]] if key not in data]
     if missing:
         raise DataError(f"{path}: lacks {', '.join(missing)}; {again}")
     return data

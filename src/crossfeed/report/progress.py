@@ -84,6 +84,7 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
         TaskID,
         TextColumn,
         TimeElapsedColumn,
+        TimeRemainingColumn,
     )
     from rich.progress import (
         Progress as Bars,
@@ -95,6 +96,8 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left", style="dim"),
         console=Console(stderr=True),
         transient=True,
         redirect_stdout=False,  # else what is printed to stdout would land on stderr

@@ -304,6 +304,10 @@ def predicted(facts: Facts, audit: words.Audit | None, page: Page) -> str:
     """What an audit of the spec predicts, next to what the run did."""
     if audit is None:
         return ""
+    if audit.get("format") == "crossfeed-estimate":
+        from crossfeed.report.estimate_run import predicted as of_networks
+
+        return of_networks(facts, audit)
     names, rows = called(facts), []
     by_name = {m["name"]: k for k, m in enumerate(audit["models"])}
     trajectory = (audit.get("trajectory") or {}).get("alignment") or []

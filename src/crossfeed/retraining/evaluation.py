@@ -123,9 +123,7 @@ class Evaluator:
     def inputs(self, data: tuple[str, ...], num: int) -> Tensor:
         """``num`` prompts out of the inputs of some data sets: fixed by the seed, none twice before all came once."""
         if (data, num) not in self._inputs:
-            pool = torch.cat([self.world.data[name].inputs() for name in data])
-            draw = generator(self.world.eco.seed, 0, "+".join(data), "evaluation inputs")
-            self._inputs[data, num] = pool[passes(len(pool), num, draw)]
+            self._inputs[data, num] = evaluation_inputs(self.world, data, num)
         return self._inputs[data, num]
 
     def real_outputs(self, model: str) -> Outputs | None:
@@ -161,6 +159,12 @@ class Evaluator:
                 "train.gradient_clip, or add real data"
             )
         return outputs
+
+
+def evaluation_inputs(world: World, data: tuple[str, ...], num: int) -> Tensor:
+    """``num`` prompts out of the inputs of some data sets, by the seed alone; none twice before all came once."""
+    pool = torch.cat([world.data[name].inputs() for name in data])
+    return pool[passes(len(pool), num, generator(world.eco.seed, 0, "+".join(data), "evaluation inputs"))]
 
 
 def degenerate(outputs: Outputs) -> dict[str, int]:

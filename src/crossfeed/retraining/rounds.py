@@ -110,6 +110,12 @@ class Loop:
 
     def start(self) -> RoundSummary:
         """Round 0: pretrain where asked, draw the pools of the first prompts, evaluate."""
+        found = self.prepare()
+        self.state.watch.begin(self._evaluate(self.eco.names, 0, found))
+        return self._finish(0, found, None)
+
+    def prepare(self) -> Findings:
+        """The part of round 0 before evaluation: pretrain where asked, draw the pools of the first prompts."""
         self.clock.begin(0)
         found = Findings()
         for name, model in self.eco.models.items():
@@ -119,8 +125,7 @@ class Loop:
                 with self.clock.stage("data", f"{name}: reading data"):
                     prompts, outputs = pretraining_rows(self.world, name)
                 self._train(name, prompts, outputs, 0, found)
-        self.state.watch.begin(self._evaluate(self.eco.names, 0, found))
-        return self._finish(0, found, None)
+        return found
 
     def round(self) -> RoundSummary:
         """The next round, committed when it is over."""

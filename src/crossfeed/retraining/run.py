@@ -170,7 +170,7 @@ def run_networks(
         with clock.stage("models", "reading data, making the networks"):
             world = world or open_world(eco)
             models = dict(networks) if networks is not None else build(world, where, kind)
-            judges = _rewards(world, where) if rewards is None else rewards
+            judges = build_rewards(world, where) if rewards is None else rewards
         if path is not None:
             notes += check_room(world, models, path, last - max([0, *done]), options["checkpoints"])
         if there is None and path is not None:  # not before everything that can be wrong with the spec was found
@@ -258,7 +258,7 @@ def _there(folder: str | Path | Memory | None, resume: bool) -> RunFolder | Memo
     return None
 
 
-def _rewards(world: World, device: torch.device) -> dict[str, RewardFn]:
+def build_rewards(world: World, device: torch.device) -> dict[str, RewardFn]:
     """The rewards that somebody uses, ready."""
     eco = world.eco
     used: set[str] = set()

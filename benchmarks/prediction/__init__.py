@@ -1,0 +1,1 @@
+"""Predicted influence against retraining, on many small ecosystems of neural networks."""

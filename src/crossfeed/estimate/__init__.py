@@ -1,0 +1,1 @@
+"""Influence estimated from samples of models as they are now, without retraining them."""

@@ -1,0 +1,235 @@
+"""What must hold for an estimate to mean anything, looked at on the samples themselves; a check that fails says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from scipy.stats import chi2
+from torch import Tensor
+
+from crossfeed.errors import CheckFailedError
+from crossfeed.estimate.bank import Bank, SourceRows
+from crossfeed.estimate.influence import Answer, Horizon
+from crossfeed.estimate.lookahead import Course
+from crossfeed.estimate.system import group_weights
+
+FALSE_ALARM = 1e-4
+FEW = 30
+
+Result = Literal["passed", "warning", "failed"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        name: What is checked, in a few words.
+        result: ``passed``, ``warning`` (read the words before relying on the numbers) or ``failed`` (do not).
+        words: What was found and, where it did not pass, what to do.
+    """
+
+    name: str
+    result: Result
+    words: str
+
+
+def all_checks(bank: Bank, answer: Answer, horizon: Horizon, course: Course | None) -> list[Check]:
+    """Every check, in the order of the report.
+
+    Raises:
+        CheckFailedError: nothing can be estimated: all gradients of a model are zero.
+    """
+    found = [gradients(bank), scores(bank), samples(bank), rewards(bank), consistency(bank, answer)]
+    if horizon.rounds is not None:
+        found.append(stability(bank, answer, horizon))
+        found.append(clipping(bank, horizon))
+    if course is not None:
+        found.append(settled(bank, answer, course))
+    return found
+
+
+def gradients(bank: Bank) -> Check:
+    """Gradients are not all zero: the parameters that are trained have a part in the loss.
+
+    Raises:
+        CheckFailedError: all are zero for some model.
+    """
+    for i, model in enumerate(bank.models):
+        mine = [rows.loss for rows in bank.sources if rows.consumer == i]
+        if not any(bool((loss != 0).any()) for loss in mine):
+            raise CheckFailedError(
+                f"models.{model.name}: all gradients of its loss are zero; its adapter is frozen or not in use: look at `lora.target` "
+                "and the checkpoint"
+            )
+    return Check("gradients", "passed", "Every model's gradients are finite and not all zero.")
+
+
+def score_test(score: Tensor, clusters: Tensor) -> tuple[float, float]:
+    """E[∇log q] = 0 on a model's own samples: (T, P(T as large by chance)).
+
+    T = C‖mean‖²/mean‖·‖² over C cluster sums, compared with a χ² of ν = tr²/tr(Σ²) degrees of freedom (Satterthwaite).
+
+    Args:
+        score: (m, r) per-sample scores.
+        clusters: (m,) samples with the same number hang together.
+    """
+    _, index = clusters.unique(return_inverse=True)
+    num = int(index.max()) + 1
+    sums = torch.zeros(num, score.shape[1], dtype=torch.float64).index_add(0, index, score.double())
+    mean = sums.mean(0)
+    total = float(sums.square().sum()) / num
+    if total == 0 or num < 2:
+        return 0.0, 1.0
+    if sums.shape[0] < sums.shape[1]:
+        spread = float((sums @ sums.T / num).square().sum())
+    else:
+        spread = float((sums.T @ sums / num).square().sum())
+    dof = total**2 / spread
+    t = num * float(mean.square().sum()) / total
+    return t, float(chi2.sf(t * dof, dof))
+
+
+def scores(bank: Bank) -> Check:
+    """Sampler and likelihood agree: the mean score of what a model sampled is zero within its error."""
+    worst: tuple[float, str] = (1.0, "")
+    tests = 0
+    for rows in bank.sources:
+        if rows.score is None or rows.producer is None:
+            continue
+        clusters = rows.draw.clusters.repeat_interleave(rows.draw.candidates)
+        _, chance = score_test(rows.score, clusters)
+        tests += 1
+        if chance < worst[0]:
+            worst = (chance, bank.models[rows.producer].name)
+    if not tests:
+        return Check("scores", "passed", "No model's samples train a model.")
+    if worst[0] * tests < FALSE_ALARM:
+        return Check(
+            "scores",
+            "failed",
+            f"The mean score of what {worst[1]} sampled is not zero (p = {worst[0]:.1g}): its samples do not come from the likelihood "
+            "that is differentiated. Look at the sampling temperature, nucleus, dropout, and whether the files were made by this "
+            "checkpoint.",
+        )
+    return Check(
+        "scores",
+        "passed",
+        f"Mean scores of samples are zero within their error (smallest of {tests} p-values {worst[0]:.2g}): samplers and likelihoods agree.",
+    )
+
+
+def effective(rows: SourceRows) -> float:
+    """Kish's effective number of clusters of a source: 1/Σ (share of each cluster)²."""
+    p = group_weights(rows.draw.clusters, None)
+    _, index = rows.draw.clusters.unique(return_inverse=True)
+    share = torch.zeros(int(index.max()) + 1, dtype=torch.float64).index_add(0, index, p)
+    return float(1 / share.square().sum())
+
+
+def samples(bank: Bank) -> Check:
+    """There are enough different prompts."""
+    thin, repeated = [], []
+    for rows in bank.sources:
+        num, kish = len(rows.draw.clusters), effective(rows)
+        name = f"{rows.draw.consumer}.{rows.draw.name}"
+        if kish < FEW:
+            thin.append(f"{name} ({kish:.0f})")
+        elif rows.draw.candidates > 1 and kish < num / 4:
+            repeated.append(f"{name} ({kish:.0f} of {num:,})")
+    if thin:
+        words = f"Fewer than {FEW} different prompts or groups: {', '.join(thin[:6])}; intervals are rough. Use more prompts or samples."
+        return Check("samples", "warning", words)
+    if repeated:
+        words = f"Prompts repeat, so fewer count: {', '.join(repeated[:6])}. Intervals take it into account; more prompts would help."
+        return Check("samples", "warning", words)
+    return Check("samples", "passed", "Every source has enough different prompts or groups.")
+
+
+def rewards(bank: Bank) -> Check:
+    """Rewards tell outputs apart."""
+    flat = []
+    for rows in bank.sources:
+        for name, values in rows.draw.rewards.items():
+            if values.numel() and bool((values.amax(1) == values.amin(1)).all()):
+                flat.append(f"{name} on candidates of {rows.draw.consumer}.{rows.draw.name}")
+    for judged in bank.evaluations:
+        if float(judged.draw.rewards.amax()) == float(judged.draw.rewards.amin()):
+            flat.append(f"the reward of evaluation {judged.draw.model}.{judged.draw.name}")
+    if flat:
+        words = f"Constant: {', '.join(flat[:6])}. Picks by it are random and alignment cannot move; look at the reward."
+        return Check("rewards", "warning", words)
+    return Check("rewards", "passed", "Every reward is finite and tells candidates apart.")
+
+
+def consistency(bank: Bank, answer: Answer) -> Check:
+    """The matrix from the forward solve equals that from the adjoint: two ways through all blocks."""
+    backward = sum(
+        (u.T @ v for u, v in zip(answer.weight, answer.pushes, strict=True)),
+        torch.zeros(1, 1, dtype=torch.float64),
+    )
+    size = float(answer.matrix.abs().max().clamp_min(1e-300))
+    gap = float((backward - answer.matrix).abs().max()) / size
+    if not gap < 1e-6:
+        words = f"Forward and adjoint solve differ by {gap:.1g} of the largest entry; a larger ridge or float64 may mend it."
+        return Check("solver", "failed", words)
+    return Check("solver", "passed", f"Forward and adjoint solve agree to {gap:.1g} of the largest entry.")
+
+
+def stability(bank: Bank, answer: Answer, horizon: Horizon) -> Check:
+    """Steps are short enough for a quadratic: ηλ ≤ 2 (Adam's λ in its own units)."""
+    beyond = []
+    for i, model in enumerate(bank.models):
+        rate = horizon.steps[i].largest_rate
+        top = float(answer.system.spectrum(i)[-1])
+        if rate * top > 2:
+            beyond.append(f"{model.name} (ηλ = {rate * top:.2g})")
+    if beyond:
+        return Check(
+            "step size",
+            "warning",
+            f"Beyond the edge of stability along the steepest directions: {', '.join(beyond)}. These count as trained to the end; "
+            "alignments that hang on them are less sure. A smaller learning rate would help training too.",
+        )
+    return Check("step size", "passed", "Learning rates are below the edge of stability, ηλ ≤ 2, everywhere.")
+
+
+def clipping(bank: Bank, horizon: Horizon) -> Check:
+    """Gradient clipping shortens steps by little."""
+    cut = [
+        f"{model.name} (× {steps.shorten:.2g})"
+        for model, steps in zip(bank.models, horizon.steps, strict=True)
+        if steps.shorten < 0.5
+    ]
+    if cut:
+        words = f"Clipping shortens most steps: {', '.join(cut)}; it is treated as a constant factor, which is rough when it varies."
+        return Check("clipping", "warning", words)
+    return Check("clipping", "passed", "Gradient clipping is off or rarely acts.")
+
+
+def settled(bank: Bank, answer: Answer, course: Course) -> Check:
+    """The models are near a stable point: what is predicted to move without any change is small beside what curation moves."""
+    drift = course.alignment[-1].abs()
+    moving: list[str] = []
+    for e, judged in enumerate(bank.evaluations):
+        spread = float(judged.draw.rewards.std())
+        if float(drift[e]) > 0.25 * spread:
+            moving.append(f"{judged.draw.model} on {judged.draw.name} ({float(course.alignment[-1, e]):+.2g})")
+    if moving:
+        return Check(
+            "stable point",
+            "warning",
+            f"Far from a stable point: without any change alignment is predicted to move by more than a quarter of its spread: "
+            f"{', '.join(moving[:6])}. Gradients are taken where the models are predicted to be half-way; signs of small influences "
+            "and sizes of large ones are less sure. Audit again after some rounds.",
+        )
+    return Check("stable point", "passed", "Near a stable point: without any change, alignment is predicted to stay.")
+
+
+def worst(checks: Sequence[Check]) -> Result:
+    """The worst result of all."""
+    order: list[Result] = ["passed", "warning", "failed"]
+    return max((check.result for check in checks), key=order.index, default="passed")

@@ -1,0 +1,156 @@
+"""The samples that an estimate is made of: one draw of every source of every model, and one of every evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from crossfeed.describe.schema import Affine, Curated, Ecosystem, Pick, Raw, source_names
+from crossfeed.networks.base import Outputs
+
+
+@dataclass(frozen=True, eq=False)
+class SourceDraw:
+    """Samples of one source of one model: n groups of K candidates, all drawn from the producer as it is now.
+
+    Raw outputs are groups of one. Real rows and recorded picks are groups of one without a producer.
+
+    Attributes:
+        consumer: The model that is trained on it.
+        name: The source's name.
+        weight: Its share of the model's training data.
+        producer: Whose outputs they are; None: nobody's, they stay as they are when models change.
+        clusters: (n,) int64; groups with the same number, in whatever draw of an estimate, hang together (one prompt) and are
+            resampled together. Draws that are independent of each other share no numbers.
+        prompts: (n,) int64 indices into the table of inputs.
+        outputs: n·K outputs, as they would be trained on; candidate k of group g is number g·K + k.
+        probabilities: (n, K) float64, the probability with which people pick each candidate; 1 for groups of one. Where only
+            the pick itself is on record it is 1 there and 0 elsewhere.
+        made: n·K outputs as the producer made them, where the source maps them; None: ``outputs``.
+        temperature: The producer's sampling temperature.
+        rewards: (n, K) float64 by the name of each reward that has a say in the pick.
+        noise: n·K start noises, where the producer samples by :meth:`Differentiable.rsample`; else None.
+        picked: Whether people picked these samples before; for records of picks.
+        map: What the source does to outputs before training.
+        pick: The rule of the pick, where it is known.
+        people: Reward of the producer's people, who pick where the rule names nobody.
+    """
+
+    consumer: str
+    name: str
+    weight: float
+    producer: str | None
+    clusters: Tensor
+    prompts: Tensor
+    outputs: Outputs
+    probabilities: Tensor
+    made: Outputs | None = None
+    temperature: float = 1.0
+    rewards: dict[str, Tensor] = field(default_factory=dict)
+    noise: Tensor | None = None
+    picked: bool = False
+    map: Affine | None = None
+    pick: Pick | None = None
+    people: str | None = None
+
+    @property
+    def candidates(self) -> int:
+        """K."""
+        return self.probabilities.shape[1]
+
+    @property
+    def curated(self) -> bool:
+        """Whether people pick."""
+        return self.candidates > 1
+
+    @property
+    def all_prompts(self) -> Tensor:
+        """(n·K,) the prompt of every candidate."""
+        return self.prompts.repeat_interleave(self.candidates)
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationDraw:
+    """Outputs of one model on one of its evaluations: n prompts, K answers each.
+
+    Attributes:
+        model: Whose.
+        name: The evaluation's name.
+        clusters: (n,) int64, as in :class:`SourceDraw`, and counted with them.
+        prompts: (n,) int64.
+        outputs: n·K.
+        rewards: (n, K) float64.
+        noise: n·K start noises, where the model samples by :meth:`Differentiable.rsample`; else None.
+        reward: The reward's name, where it is known.
+    """
+
+    model: str
+    name: str
+    clusters: Tensor
+    prompts: Tensor
+    outputs: Outputs
+    rewards: Tensor
+    noise: Tensor | None = None
+    reward: str | None = None
+
+    @property
+    def all_prompts(self) -> Tensor:
+        """(n·K,) the prompt of every answer."""
+        return self.prompts.repeat_interleave(self.rewards.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """All samples of an estimate; clusters are numbered over all of them."""
+
+    sources: list[SourceDraw]
+    evaluations: list[EvaluationDraw]
+
+    def of(self, consumer: str) -> list[SourceDraw]:
+        """The sources of one model."""
+        return [draw for draw in self.sources if draw.consumer == consumer]
+
+    @property
+    def num_outputs(self) -> int:
+        """Samples in all."""
+        return sum(len(d.outputs) for d in self.sources) + sum(len(d.outputs) for d in self.evaluations)
+
+
+def one_each(num: int) -> Tensor:
+    """(num, 1) probabilities of groups of one."""
+    return torch.ones(num, 1, dtype=torch.float64)
+
+
+def with_rules(draws: Draws, eco: Ecosystem) -> Draws:
+    """The same samples with maps, pick rules and the names of evaluations' rewards, as the spec has them."""
+    sources = []
+    nodes = {
+        (consumer, name): node
+        for consumer, model in eco.models.items()
+        for name, node in zip(source_names(model), model.sources, strict=True)
+    }
+    for draw in draws.sources:
+        node = nodes[draw.consumer, draw.name]
+        if isinstance(node, (Raw, Curated)):
+            pick = node if isinstance(node, Curated) and draw.candidates > 1 else None
+            draw = replace(draw, map=node.map, pick=pick, people=eco.models[node.producer].reward)
+        sources.append(draw)
+    evaluations = []
+    for answers in draws.evaluations:
+        model = eco.models[answers.model]
+        asked = {node.name: node.reward for node in model.evaluate or []}
+        evaluations.append(replace(answers, reward=asked.get(answers.name) or model.reward))
+    return Draws(sources, evaluations)
+
+
+def some_picks(draw: SourceDraw, most: int, seed: int) -> tuple[Tensor, Tensor]:
+    """At most ``most`` groups (m,), ascending, and the candidate (m,) of each that is picked, drawn by the probabilities."""
+    generator = torch.Generator().manual_seed(seed)
+    num, size = draw.probabilities.shape
+    groups = torch.randperm(num, generator=generator)[:most].sort().values
+    pick = torch.zeros(len(groups), dtype=torch.int64)
+    if size > 1:
+        pick = torch.multinomial(draw.probabilities[groups], 1, generator=generator)[:, 0]
+    return groups, pick

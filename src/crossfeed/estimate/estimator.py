@@ -1,0 +1,193 @@
+"""From a spec and its networks as they are now to the influence matrix with its uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from crossfeed.describe.network_nodes import Training
+from crossfeed.describe.schema import Ecosystem
+from crossfeed.describe.settings import weight_direction
+from crossfeed.dynamics.rounds import steps_of_round
+from crossfeed.errors import SettingError
+from crossfeed.estimate.bank import Bank
+from crossfeed.estimate.horizon import Rounds
+from crossfeed.estimate.influence import Answer, Horizon, cluster_effects, solve, standard_errors
+from crossfeed.estimate.steps import Steps, clip_factor
+from crossfeed.estimate.system import Moments, System, moments
+
+
+SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+EXPANSION = 1.1
+
+
+def rounds_ahead(eco: Ecosystem, rounds: int, first: int = 1) -> Rounds:
+    """Who updates when in ``rounds`` rounds from round ``first`` on, models by number."""
+    order = eco.update.order
+    return [steps_of_round(order, eco.names, first - 1 + t) for t in range(rounds)]
+
+
+def directions_of(eco: Ecosystem, bank: Bank, paths: Sequence[str]) -> list[dict[int, float]]:
+    """d(weight)/d(setting) by number of the source in the bank, for settings that move weights.
+
+    Raises:
+        SettingError: no such setting, or one that moves no weight.
+    """
+    out = []
+    for path in paths:
+        slopes = weight_direction(eco, path)
+        if slopes is None:
+            raise SettingError(f"{path}: found a setting that moves no weight of a mixture; need one that does")
+        model = path.partition(".")[0]
+        number = {rows.draw.name: s for s, rows in enumerate(bank.sources) if rows.draw.consumer == model}
+        out.append({number[name]: slope for name, slope in slopes.items() if slope})
+    return out
+
+
+def curation_paths(eco: Ecosystem) -> list[str]:
+    """``NAME.curation`` of every model whose curation ratio can move."""
+    out = []
+    for name in eco.names:
+        try:
+            weight_direction(eco, f"{name}.curation")
+        except SettingError:
+            continue
+        out.append(f"{name}.curation")
+    return out
+
+
+def training_steps(eco: Ecosystem, bank: Bank, found: Sequence[Moments], first_round: int = 1) -> list[Steps]:
+    """How a round trains each model, clipping included."""
+    out = []
+    for i, name in enumerate(eco.names):
+        training = eco.models[name].train
+        if training is None:
+            out.append(_closed_form_steps(eco, name))
+            continue
+        if training.optimizer == "adamw":  # its steps do not know their gradients' size
+            out.append(Steps(training, first_round))
+            continue
+        mean, second = torch.zeros(bank.models[i].basis.size, dtype=torch.float64), 0.0
+        for rows, part in zip(bank.sources, found, strict=True):
+            if rows.consumer == i:
+                mean += rows.draw.weight * part.mean
+                second += rows.draw.weight * float(part.curvature.trace())
+        samples = training.batch_size * training.accumulate
+        factor = clip_factor(training.gradient_clip, float(mean.square().sum()), second, samples)
+        out.append(Steps(training, first_round, factor))
+    return out
+
+
+def _closed_form_steps(eco: Ecosystem, name: str) -> Steps:
+    """Exact retraining, or the full-batch gradient steps of the spec; with the model's own ridge."""
+    own, steps = eco.models[name].ridge, eco.update.steps
+    if steps is None:
+        return Steps(None, ridge=own)
+    plain = Training(steps=steps.count, optimizer="sgd", learning_rate=steps.size, weight_decay=own, gradient_clip=None)
+    return Steps(plain)
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """The influence of settings on alignment, estimated from samples.
+
+    Attributes:
+        eco: The ecosystem.
+        bank: Gradients; every what-if comes from it.
+        horizon: How far ahead.
+        paths: Settings, by column.
+        directions: How they move the mixtures.
+        answer: Point estimates.
+        errors: (E, C) standard errors.
+        effects: (clusters, E, C) what each cluster contributes to the error.
+    """
+
+    eco: Ecosystem
+    bank: Bank
+    horizon: Horizon
+    paths: list[str]
+    directions: list[dict[int, float]]
+    answer: Answer
+    errors: Tensor
+    effects: Tensor = field(repr=False)
+
+    @property
+    def num_clusters(self) -> int:
+        """Clusters that occur in the samples."""
+        return int((self.effects.abs().sum((1, 2)) > 0).sum())
+
+
+def estimate(
+    eco: Ecosystem,
+    bank: Bank,
+    *,
+    rounds: int | None = None,
+    ridge: float | Sequence[float] = 1e-4,
+    fisher: float | None = None,
+    first_round: int = 1,
+    paths: Sequence[str] | None = None,
+) -> Estimate:
+    """The influence matrix of an ecosystem from its bank.
+
+    Args:
+        eco: The ecosystem.
+        bank: Gradients at its current parameters.
+        rounds: Horizon; None: the stable point of exact retraining.
+        ridge: On the curvature of networks, as a share of its mean eigenvalue; by model or one for all. Closed-form models
+            get none: their curvature is exact, and their own ``ridge`` of the spec is part of it.
+        fisher: Share of the empirical Fisher matrix in the curvature of networks; None: by :func:`fisher_share`.
+        first_round: Number of the horizon's first round, for orders and learning rates that depend on it.
+        paths: Settings; None: every curation ratio.
+    """
+    paths = curation_paths(eco) if paths is None else list(paths)
+    directions = directions_of(eco, bank, paths)
+    found = [moments(rows) for rows in bank.sources]
+    shares = [ridge] * len(bank.models) if isinstance(ridge, float) else list(ridge)
+    kinds = [eco.models[name] for name in bank.names]
+    ridges = [
+        0.0 if kind.train is None else share * mean_eigenvalue(bank, found, i)
+        for i, (kind, share) in enumerate(zip(kinds, shares, strict=True))
+    ]
+    if rounds is None:
+        own = [Steps(None, ridge=kind.ridge) for kind in kinds]  # networks have none in the spec
+        horizon = Horizon(None, own, ridges)
+    else:
+        horizon = Horizon(rounds_ahead(eco, rounds, first_round), training_steps(eco, bank, found, first_round), ridges)
+        horizon = replace(horizon, fisher=fisher_share(bank, horizon, found) if fisher is None else fisher)
+    answer = solve(bank, horizon, directions, found=found)
+    num = 1 + max(
+        [int(rows.draw.clusters.max()) for rows in bank.sources]
+        + [int(r.draw.clusters.max()) for r in bank.evaluations]
+    )
+    effects = cluster_effects(bank, answer, directions, num)
+    occur = int((effects.abs().sum((1, 2)) > 0).sum())
+    return Estimate(eco, bank, horizon, paths, directions, answer, standard_errors(effects, occur), effects)
+
+
+def fisher_share(bank: Bank, horizon: Horizon, found: Sequence[Moments]) -> float:
+    """The smallest share of the empirical Fisher matrix at which the linearised loop does not expand.
+
+    The Gauss–Newton matrix is the better curvature, but single outliers can push in directions in which it is small, so that from finitely
+    many samples the loop seems to explode. In the empirical Fisher matrix of the very samples that push, every push has its
+    curvature. So it is mixed in, by as little of :data:`SHARES` as keeps a round from multiplying anything by more than
+    :data:`EXPANSION`; ours.
+    """
+    for share in SHARES[:-1]:
+        system = System(bank, found, horizon.steps, horizon.ridge, fisher=share)
+        if system.expansion() <= EXPANSION:
+            return share
+    return SHARES[-1]
+
+
+def mean_eigenvalue(bank: Bank, found: Sequence[Moments], i: int) -> float:
+    """Trace of model i's curvature over its number of coordinates."""
+    total = math.fsum(
+        rows.draw.weight * float(part.curvature.trace())
+        for rows, part in zip(bank.sources, found, strict=True)
+        if rows.consumer == i
+    )
+    return total / bank.models[i].basis.size

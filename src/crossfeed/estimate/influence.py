@@ -1,0 +1,253 @@
+r"""The influence matrix from a bank: estimate, standard errors, isolated counterfactual, predicted trajectories.
+
+    I[e, c] = dJ_e/dλ_c = ⟨∇J_e, x_c⟩,
+
+x_c from :func:`crossfeed.estimate.horizon.forward` over R rounds (or D⁻¹v_c where the horizon is the stable point). Standard errors: the
+estimate is a function of the weights of its clusters (prompts); its derivative by the weight of cluster c is ψ_c, and
+SE² = n/(n−1) Σ_c ψ_c² (the infinitesimal jackknife). ψ follows from the adjoint for all pushes, couplings, curvatures and
+rewards at once. How Q answers to the curvature's error is exact for exact retraining, Q = H⁻¹, whose −cᵀ dH x has x as it is after the
+update; for optimisers, Q = f(H), it is left out, which bootstrap intervals include.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crossfeed.estimate.bank import Bank, SourceRows
+from crossfeed.estimate.horizon import Adjoint, Path, Rounds, adjoint, forward
+from crossfeed.estimate.steps import Steps
+from crossfeed.estimate.system import Judged, Moments, System, advantages, candidates_of, group_weights, judge, moments
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """How far ahead to look.
+
+    Attributes:
+        rounds: Who updates when, round by round; None: the stable point.
+        steps: By model, how a round trains it.
+        ridge: By model, added to the curvature.
+        fisher: Share of the empirical Fisher matrix in the curvature of networks.
+    """
+
+    rounds: Rounds | None
+    steps: Sequence[Steps]
+    ridge: Sequence[float]
+    fisher: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """The influence matrix at one mixture.
+
+    Attributes:
+        matrix: (E, C) dJ_e/dλ_c.
+        isolated: (E, C) the same with every coupling between different models dropped.
+        push: (E, C) one round of one unit step ahead, ⟨∇J_e, v_c⟩: the raw alignment of push and reward, not normalised.
+        judged: J and ∇J by evaluation.
+        system: The blocks.
+        pushes: By model, (r_i, C).
+        path: Forward; None at the stable point.
+        adjoint: Backward; None at the stable point.
+        response: By model, x (r_i, C) at the end.
+        weight: By model, dJ_e/dv_i (r_i, E).
+    """
+
+    matrix: Tensor
+    isolated: Tensor
+    push: Tensor
+    judged: list[Judged]
+    system: System
+    pushes: list[Tensor]
+    path: Path | None
+    adjoint: Adjoint | None
+    response: list[Tensor]
+    weight: list[Tensor]
+
+
+def outcomes(bank: Bank, judged: Sequence[Judged], sizes: Sequence[int]) -> list[Tensor]:
+    """By model, ∇J (r_i, E) of every evaluation by its parameters."""
+    out = [torch.zeros(size, len(judged), dtype=torch.float64) for size in sizes]
+    for e, (rows, found) in enumerate(zip(bank.evaluations, judged, strict=True)):
+        out[rows.model][:, e] = found.gradient
+    return out
+
+
+def solve(
+    bank: Bank,
+    horizon: Horizon,
+    directions: Sequence[Mapping[int, float]],
+    *,
+    weights: Tensor | None = None,
+    found: Sequence[Moments] | None = None,
+    mixture: Sequence[float] | None = None,
+) -> Answer:
+    """The influence matrix.
+
+    Args:
+        bank: Gradients.
+        horizon: How far ahead.
+        directions: By column, d(weight)/dλ by the source's number in the bank.
+        weights: (C,) of clusters, for bootstraps.
+        found: Moments by source, when they are known.
+        mixture: Weight of every source; None: the spec's.
+    """
+    found = found or [moments(rows, weights) for rows in bank.sources]
+    judged = [judge(rows, weights) for rows in bank.evaluations]
+    system = System(bank, found, horizon.steps, horizon.ridge, mixture, horizon.fisher)
+    pushes = system.pushes(directions)
+    goals = outcomes(bank, judged, system.sizes)
+    alone = System.alone(system)
+    path = back = None
+    if horizon.rounds is None:
+        response, weight = system.stable(pushes), system.stable(goals, transpose=True)
+        apart = alone.stable(pushes)
+    else:
+        path, back = forward(system, horizon.rounds, pushes), adjoint(system, horizon.rounds, goals)
+        response, weight = path.end, back.total
+        apart = forward(alone, horizon.rounds, pushes).end
+    return Answer(
+        _meet(goals, response),
+        _meet(goals, apart),
+        _meet(goals, pushes),
+        judged,
+        system,
+        pushes,
+        path,
+        back,
+        response,
+        weight,
+    )
+
+
+def _meet(goals: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
+    return torch.stack([g.T @ part for g, part in zip(goals, x, strict=True)]).sum(0)
+
+
+def cluster_effects(bank: Bank, answer: Answer, directions: Sequence[Mapping[int, float]], num: int) -> Tensor:
+    """ψ (num, E, C): the derivative of every entry by the weight of every cluster, at equal weights.
+
+    Args:
+        bank: Gradients.
+        answer: From :func:`solve` at equal weights.
+        directions: As there.
+        num: Number of clusters.
+    """
+    E, C = answer.matrix.shape
+    out = torch.zeros(num, E, C, dtype=torch.float64)
+    for s, rows in enumerate(bank.sources):
+        weight = answer.system.mixture[s]
+        slopes = torch.tensor([slopes.get(s, 0.0) for slopes in directions], dtype=torch.float64)
+        if not weight and not bool(slopes.any()):
+            continue
+        i, j = rows.consumer, rows.producer
+        p, pick = group_weights(rows.draw.clusters, None), rows.draw.probabilities
+        loss, score = candidates_of(rows, pick.shape[1])
+        grouped = torch.einsum("gk,gkr->gr", pick.to(loss.dtype), loss)
+        effect = -slopes * (grouped @ answer.weight[i].to(loss.dtype)).double()[:, :, None]
+        if weight:
+            c, x, xj = _updates(answer, i, j, loss.dtype)
+            share = answer.system.fisher if rows.hessian is None else 0.0
+            effect -= weight * (1 - share) * _of_curvature(rows, p, c, x, E, C)
+            if share:
+                left, right = ((loss @ z).double().unflatten(-1, (-1, n)) for z, n in ((c, E), (x, C)))
+                effect -= weight * share * torch.einsum("gk,gkue,gkuc->gec", pick, left, right)
+            if score is not None:
+                centred = (grouped @ c).double().unflatten(-1, (-1, E))
+                centred = (centred - torch.einsum("g,gue->ue", p, centred)) / (1 - p.square().sum())
+                moved = (score.sum(1) @ xj).double().unflatten(-1, (-1, C))
+                moved = moved - torch.einsum("g,guc->uc", p, moved)
+                effect -= weight * torch.einsum("gue,guc->gec", centred, moved)
+        _add(out, rows.draw.clusters, p, effect)
+    for e, judged in enumerate(bank.evaluations):
+        p = group_weights(judged.draw.clusters, None)
+        part = advantages(judged, p) / judged.draw.rewards.shape[1]
+        moved = (judged.score @ answer.response[judged.model].to(judged.score.dtype)).double().unflatten(0, part.shape)
+        if part.shape[1] == 1:  # the other prompts are its baseline, and move with their weights
+            moved = moved - torch.einsum("g,gkc->kc", p, moved)
+        effect = torch.zeros(len(p), E, C, dtype=torch.float64)
+        effect[:, e] = torch.einsum("gk,gkc->gc", part, moved)
+        _add(out, judged.draw.clusters, p, effect)
+    return out
+
+
+def _of_curvature(rows: SourceRows, p: Tensor, c: Tensor, x: Tensor, E: int, C: int) -> Tensor:
+    """Σ over updates of cᵀ C_g x by group (n, E, C), whose mean under p is that of the source's curvature."""
+    if rows.hessian is not None:
+        share = (p[:, None] * rows.draw.probabilities).requires_grad_()
+        matrix = rows.hessian(share.flatten())
+        bent = torch.einsum("rue,rs,suc->ec", _split(c, E), matrix, _split(x, C))
+        out = torch.zeros(len(p), E, C, dtype=torch.float64)
+        for e in range(E):
+            for k in range(C):
+                (slope,) = torch.autograd.grad(bent[e, k], share, retain_graph=True)
+                out[:, e, k] = (slope * rows.draw.probabilities).sum(1)
+        return out
+    left = (rows.curvature @ c).double().unflatten(-1, (-1, E))
+    right = (rows.curvature @ x).double().unflatten(-1, (-1, C))
+    found = torch.einsum("gue,guc->gec", left, right)
+    share = p[rows.groups]
+    mean = torch.einsum("g,gec->ec", share / share.sum(), found)
+    out = mean.expand(len(p), E, C).clone()  # groups whose curvature was not worked out change nothing
+    out[rows.groups] += (found - mean) / share.sum()
+    return out
+
+
+def _split(columns: Tensor, size: int) -> Tensor:
+    """(r, U·size) as (r, U, size), float64."""
+    return columns.double().unflatten(-1, (-1, size))
+
+
+def _updates(answer: Answer, i: int, j: int | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all updates of model i: c (r_i, U·E), the x_i that the curvature meets and the x_j that they saw (r, U·C)."""
+    if answer.path is None or answer.adjoint is None:
+        found = [answer.weight[i]], [answer.response[i]], [answer.response[i if j is None else j]]
+    else:
+        mine = [u for u, (_, model) in enumerate(answer.path.updates) if model == i]
+        found = (
+            [answer.adjoint.answer[u] for u in mine],
+            [_met(answer, answer.path, u) for u in mine],
+            [answer.path.before[u][i if j is None else j] for u in mine],
+        )
+    c, x, xj = (torch.cat(parts, 1).to(dtype) for parts in found)
+    return c, x, xj
+
+
+def _met(answer: Answer, path: Path, u: int) -> Tensor:
+    """The x_i that an update's error in H_i multiplies: before the update, or after it where it is exact."""
+    number, i = path.updates[u]
+    if answer.system.steps[i].training is not None:
+        return path.before[u][i]
+    return path.before[u][i] + answer.system.respond(i, path.force[u], number)
+
+
+def _add(out: Tensor, clusters: Tensor, p: Tensor, effect: Tensor) -> None:
+    """A mean over groups moves by p (t − mean) when a group's weight moves."""
+    mean = torch.einsum("g,gec->ec", p, effect)
+    out.index_add_(0, clusters, p[:, None, None] * (effect - mean))
+
+
+def standard_errors(effects: Tensor, num: int) -> Tensor:
+    """(E, C) √(n/(n−1) Σ_c ψ_c²), n clusters that occur."""
+    return (effects.square().sum(0) * (num / max(1, num - 1))).sqrt()
+
+
+def bootstrap(
+    bank: Bank,
+    horizon: Horizon,
+    directions: Sequence[Mapping[int, float]],
+    num_clusters: int,
+    repeats: int,
+    seed: int,
+) -> Tensor:
+    """(repeats, E, C) the estimate at random weights of the clusters, through everything (Rubin 1981, the Bayesian bootstrap)."""
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for _ in range(repeats):
+        weights = -torch.rand(num_clusters, dtype=torch.float64, generator=generator).clamp_min(1e-300).log()
+        out.append(solve(bank, horizon, directions, weights=weights).matrix)
+    return torch.stack(out)
