@@ -1,4 +1,4 @@
-"""The matrix-free loop against dense matrices, the bank, finite differences, and models that are in fact solved anew."""
+"""Matrix-free products against dense matrices and finite differences; score route against pathwise route."""
 
 from __future__ import annotations
 
@@ -8,117 +8,40 @@ from typing import Any
 
 import pytest
 import torch
-from free_systems import Bent, Common, Flat, Source, dense, own_rows, product
+from free_examples import (
+    ADAM,
+    DATA,
+    PEOPLE,
+    REWARDS,
+    SGD,
+    TURNED,
+    TWO_STAGES,
+    beside,
+    differences,
+    drawn,
+    flows,
+    free,
+    smooth,
+    vectors,
+)
+from free_systems import Common, Source, dense, own_rows, product
 from scipy.stats import t as student
-from small_networks import diffusion, flow, grey, move, relative, seeded
+from small_networks import diffusion, grey, move, relative, seeded
 from torch import Tensor
 
-from crossfeed.describe.network_nodes import Flow, Training
-from crossfeed.describe.schema import Affine, Ecosystem, Pick
+from crossfeed.describe.schema import Pick
 from crossfeed.errors import NotAvailableError
-from crossfeed.estimate.bank import build_bank
 from crossfeed.estimate.base import Differentiable
-from crossfeed.estimate.closed_form import ClosedForm
 from crossfeed.estimate.couplings import Couplings
 from crossfeed.estimate.derivatives import flatten
 from crossfeed.estimate.draws import Draws
-from crossfeed.estimate.free_influence import Outcomes, solve_matrix_free
-from crossfeed.estimate.horizon import adjoint, forward
-from crossfeed.estimate.influence import Horizon, solve
-from crossfeed.estimate.matrix_free import MatrixFree, Solver
-from crossfeed.estimate.network_draws import Size, network_draws
+from crossfeed.estimate.free_influence import Outcomes
+from crossfeed.estimate.matrix_free import MatrixFree
+from crossfeed.estimate.network_draws import Size
 from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.pathwise import RewardRates
 from crossfeed.estimate.steps import Steps
-from crossfeed.families.gaussian import GaussianFull, GaussianMean
-from crossfeed.networks.build import build
-from crossfeed.networks.rewards import build_reward
-from crossfeed.networks.world import open_world
 from networks import tiny
-
-SGD = Training(steps=20, batch_size=10, optimizer="sgd", learning_rate=0.05, gradient_clip=None, weight_decay=0.1)
-ADAM = Training(steps=20, batch_size=10, learning_rate=3e-3, weight_decay=0.01)
-TWO_ROUNDS = [[[0, 1]], [[1], [0]]]
-
-
-def right(prompts: Tensor, y: Tensor) -> Tensor:
-    return y[:, 0] + 0.3 * y[:, 1] ** 2
-
-
-def up(prompts: Tensor, y: Tensor) -> Tensor:
-    return y[:, 1] - 0.2 * (y[:, 0] - 1) ** 2
-
-
-REWARDS = {"right": right, "up": up}
-PEOPLE = {"p": "right", "q": "up"}
-TWO_STAGES = Pick(candidates=2, noise=0.1, temperature=0.7, then=Pick(candidates=2, curator="up"))
-
-
-def moved_flow(name: str, seed: int) -> Differentiable:
-    network = flow(bins=3)
-    move(network, 0.2, seed=seed)
-    model = differentiable(network)
-    model.name = name
-    return model
-
-
-def gaussian(name: str) -> ClosedForm:
-    return ClosedForm(name, GaussianFull(2), torch.tensor([0.3, -0.2, 0.1, -0.3, 0.2], dtype=torch.float64))
-
-
-DATA = 2 * torch.randn(40, 2, generator=seeded(50), dtype=torch.float64)
-TURNED = Affine(matrix=[[0.9, 0.2], [-0.1, 0.8]], shift=[0.1, 0.0])
-OTHERS = Pick(candidates=2, other_curator="right", other_share=0.3)
-
-
-def flows(num: int = 30) -> Common:
-    """p takes data, its own curated outputs and q's, mapped; q p's raw ones and its own, curated by two kinds of people."""
-    sources = [
-        Source("p", 0.4, data=DATA),
-        Source("p", 0.3, "p", TWO_STAGES),
-        Source("p", 0.3, "q", Pick(candidates=3), map=TURNED),
-        Source("q", 0.3, data=-DATA),
-        Source("q", 0.4, "p"),
-        Source("q", 0.3, "q", OTHERS),
-    ]
-    return Common({name: moved_flow(name, k) for k, name in enumerate("pq", 1)}, sources, PEOPLE, REWARDS, num)
-
-
-def beside(num: int = 40) -> Common:
-    """p is a flow on data and q's picks; q a Gaussian on p's raw and curated outputs, mapped, and on its own."""
-    sources = [
-        Source("p", 0.6, data=DATA),
-        Source("p", 0.4, "q", Pick(candidates=2)),
-        Source("q", 0.2, data=-DATA),
-        Source("q", 0.2, "p"),
-        Source("q", 0.4, "p", TWO_STAGES, map=TURNED),
-        Source("q", 0.2, "q", OTHERS),
-    ]
-    return Common({"p": moved_flow("p", 1), "q": gaussian("q")}, sources, PEOPLE, REWARDS, num)
-
-
-def smooth(num: int = 40) -> Common:
-    """Two models that are smooth in everything: a small network and a Gaussian."""
-    sources = [
-        Source("p", 0.5, data=DATA),
-        Source("p", 0.2, "p", TWO_STAGES),
-        Source("p", 0.3, "q", Pick(candidates=2), map=TURNED),
-        Source("q", 0.4, data=-DATA),
-        Source("q", 0.3, "p"),
-        Source("q", 0.3, "p", Pick(candidates=3, noise=0.1)),
-    ]
-    return Common({"p": Bent("p", 0), "q": gaussian("q")}, sources, PEOPLE, REWARDS, num, decay=0.3)
-
-
-def free(common: Common, *, pathwise: Any = None, steps: Any = None, ridge: float = 1e-3, **rest: Any) -> MatrixFree:
-    rates = rest.pop("rates", None) or RewardRates(smooth=common.rewards)
-    steps = steps or [Steps(None)] * len(common.models)
-    ridges = [ridge] * len(common.models)
-    return MatrixFree(common.models, common.draws(), steps, ridges, rates=rates, pathwise=pathwise, **rest)
-
-
-def vectors(loop: MatrixFree, seed: int, columns: int = 1) -> Tensor:
-    return torch.randn(sum(loop.sizes), columns, generator=seeded(seed), dtype=torch.float64)
 
 
 def transposes(loop: MatrixFree, limit: float) -> None:
@@ -156,12 +79,6 @@ def test_language_models_are_the_dense_matrix(tmp_path: Path) -> None:
     assert relative(product(loop, v), D @ v) < 1e-4
     assert relative(product(loop, v, transpose=True), D.T @ v) < 1e-4
     transposes(loop, 1e-3)
-
-
-def differences(common: Common, x: list[Tensor], h: float) -> list[Tensor]:
-    """How F moves when everything that makes samples moves along x, by model."""
-    ends = [common.force(common.moved([c[:, 0] for c in x], sign * h), own=common.here) for sign in (1, -1)]
-    return [(one - other).double() / (2 * h) for one, other in zip(*ends, strict=True)]
 
 
 @pytest.mark.parametrize("make", [beside, smooth])
@@ -287,137 +204,3 @@ def test_diffusion_networks_by_their_sampler() -> None:
     alone = replace(common.draws(), sources=common.draws().sources[:1])
     one = MatrixFree({"p": models["p"]}, Draws(alone.sources, []), [Steps(None)], [0.0])
     assert relative(one.curvature(i, c)[:, 0], 0.5 * (rows.T @ (rows @ c[:, 0].float())).double() / 6) < 1e-3
-
-
-# --- influence ------------------------------------------------------------------------------------------------------
-
-
-def drawn(eco: Ecosystem, size: Size, shift: float, **rest: Any) -> tuple[dict[str, Differentiable], Draws, Any]:
-    world = open_world(eco)
-    networks = build(world)
-    for k, network in enumerate(networks.values()):
-        move(network, shift, seed=k)
-    rewards = {name: build_reward(node, world, name=name) for name, node in eco.rewards.items()}
-    prompts = {name: torch.zeros(20, dtype=torch.int64) for name in eco.models}
-    if world.medium == "text":
-        prompts = {name: torch.arange(20) for name in eco.models}
-    draws = network_draws(world, networks, rewards, prompts, size, 0, **rest)
-    return {name: differentiable(network) for name, network in networks.items()}, draws, rewards
-
-
-@pytest.mark.parametrize("rounds", [TWO_ROUNDS, None])
-def test_bank_and_passes_give_the_same_influence(rounds: Any) -> None:
-    """Flows in float32, AdamW on one side: same samples, same curvature rows, same answer."""
-    eco = tiny.flows()
-    small = {name: model.model_copy(update={"family": Flow(width=6, bins=3)}) for name, model in eco.models.items()}
-    models, draws, _ = drawn(eco.model_copy(update={"models": small}), Size(120, 60), shift=0.1)
-    trainings = {"p": ADAM, "q": SGD} if rounds else {"p": None, "q": None}
-    steps = [Steps(training) for training in trainings.values()]
-    bank = build_bank(models, draws, trainings, limit=10**6, curvature_samples=60)
-    horizon = Horizon(rounds, steps, [0.3, 0.3])
-    directions: list[dict[int, float]] = [{0: -1.0, 1: 1.0}, {3: -1.0, 4: 1.0}]
-    want = solve(bank, horizon, directions)
-    solver = Solver(curvature_samples=60, tolerance=1e-5)
-    found = solve_matrix_free(models, draws, horizon, directions, solver=solver)
-    assert found.result == "converged"
-    scale = want.matrix.abs().max()
-    for mine, theirs in ((found.matrix, want.matrix), (found.isolated, want.isolated), (found.push, want.push)):
-        torch.testing.assert_close(mine / scale, theirs / scale, rtol=1e-3, atol=1e-4)
-    assert relative(found.values, torch.tensor([j.value for j in want.judged], dtype=torch.float64)) < 1e-6
-    assert not torch.allclose(want.matrix, want.isolated, rtol=1e-2)
-
-
-@pytest.mark.parametrize("make", [smooth, beside])
-def test_forward_and_backward_agree(make: Any) -> None:
-    """⟨∇J, x⟩ = ⟨dJ/dv, v⟩ over a horizon."""
-    loop = free(make(20), pathwise={"p"}, steps=[Steps(ADAM), Steps(SGD)], solver=Solver(tolerance=1e-9))
-    pushes = loop.pushes([{0: -1.0, 1: 1.0}])
-    goals = [torch.zeros(loop.sizes[0], 1, dtype=torch.float64), Outcomes(loop).gradient(1)[:, None]]
-    ahead = forward(loop, TWO_ROUNDS, pushes).end
-    back = adjoint(loop, TWO_ROUNDS, goals).total
-    one = sum(float((g * x).sum()) for g, x in zip(goals, ahead, strict=True))
-    other = sum(float((c * v).sum()) for c, v in zip(back, pushes, strict=True))
-    assert one == pytest.approx(other, rel=1e-6)
-
-
-def test_a_network_beside_a_closed_form_model_solved_anew() -> None:
-    """Both are brought to their stable point, then again at shifted mixtures, with common noise."""
-    common = smooth()
-    steps = [Steps(Training(steps=1, optimizer="sgd", weight_decay=0.3))] * 2
-    there, D = settle(common, steps)
-    loop = free(common, pathwise={"p", "q"}, steps=steps, ridge=0.0)
-    assert max(float(part.abs().max()) for part in loop.drift()) < 1e-9
-    directions: list[dict[int, float]] = [{0: -1.0, 1: 1.0}, {3: -1.0, 5: 1.0}]
-    h, want = 1e-4, []
-    for slopes in directions:
-        ends = []
-        for sign in (1, -1):
-            mixture = [s.weight + sign * h * slopes.get(k, 0.0) for k, s in enumerate(common.sources)]
-            ends.append(common.values(settle(common, steps, mixture, D)[0]))
-        want.append((ends[0] - ends[1]) / (2 * h))
-    common.models["p"].theta, common.models["q"]._theta = there["p"], there["q"]["theta"]  # type: ignore[attr-defined]
-    horizon = Horizon(None, steps, [0.0, 0.0])
-    for rates, limit in ((RewardRates(smooth=REWARDS), 1e-6), (RewardRates(REWARDS), 1e-6)):
-        found = solve_matrix_free(common.models, common.draws(), horizon, directions, rates=rates, pathwise={"p", "q"})
-        assert found.result == "converged"
-        torch.testing.assert_close(found.matrix, torch.stack(want, 1), rtol=limit, atol=1e-7)
-        assert not torch.allclose(found.matrix, found.isolated, rtol=0.05)
-    back = loop.stable([x for x in vectors(loop, 2).split(loop.sizes)], transpose=True)
-    ahead = loop.stable([x for x in vectors(loop, 1).split(loop.sizes)])
-    one = float((torch.cat(ahead.value) * vectors(loop, 2)).sum())
-    assert one == pytest.approx(float((torch.cat(back.value) * vectors(loop, 1)).sum()), rel=1e-6)
-
-
-def settle(common: Common, steps: Any, mixture: Any = None, D: Tensor | None = None) -> tuple[Any, Tensor]:
-    """A stable point, at which the models are afterwards, and D at it or near it; by Newton steps that keep D for a while, or for good."""
-    p, q, kept = common.models["p"], common.models["q"], D
-    for k in range(60):
-        F = torch.cat(common.force(common.here, mixture))
-        if D is not None and float(F.abs().max()) < 1e-12:
-            return common.here, D
-        loop = free(common, pathwise={"p", "q"}, steps=steps, ridge=0.0, mixture=mixture)
-        if kept is None and k % 4 == 0:
-            D = product(loop, torch.eye(len(F), dtype=torch.float64))
-        step = torch.linalg.solve(D, -F)
-        at = common.moved(list(step.split(loop.sizes)), min(1.0, 1 / float(step.norm())))
-        p.theta, q._theta = at["p"], at["q"]["theta"]  # type: ignore[attr-defined]
-    raise AssertionError(f"not settled: {float(F.abs().max()):.1e}")
-
-
-def test_a_diffusion_network_beside_a_gaussian_on_its_pixels() -> None:
-    """q is a Gaussian on 192 pixels, trained on p's picked images, p on q's; p by its sampler, q by its likelihood."""
-    network = diffusion(evaluation_steps=None, sampling_steps=2)
-    move(grey(network), 0.003)
-    shape = (3, 8, 8)
-    family = GaussianMean(0.01 * torch.eye(192, dtype=torch.float64)[None])
-    models: Any = {
-        "p": Flat(differentiable(network), shape),
-        "q": ClosedForm("q", family, torch.full((192,), 0.5, dtype=torch.float64)),
-    }
-    rewards = {"red": lambda prompts, y: 50 * (y[:, :64].mean(1) - y[:, 128:].mean(1))}
-    data = torch.rand(6, 192, generator=seeded(1), dtype=torch.float64)
-    sources = [
-        Source("p", 0.5, data=data),
-        Source("p", 0.5, "q", Pick(candidates=2)),
-        Source("q", 0.4, data=data),
-        Source("q", 0.6, "p", Pick(candidates=2)),
-    ]
-    common = Common(models, sources, {"p": "red", "q": "red"}, rewards, 6, noise=1e-3)
-    both = free(common, pathwise={"p", "q"}, rates=RewardRates(rewards))
-    sizes = flatten(models["p"].parameters()).abs().double()
-    x = list(vectors(both, 4).split(both.sizes))
-    x[0] = x[0] * sizes[:, None]
-    assert relative(both.coupling(1, x)[:, 0], differences(common, x, 3e-3)[1]) < 5e-2
-    steps = [Steps(ADAM), Steps(None)]
-    found = solve_matrix_free(
-        models,
-        common.draws(),
-        Horizon([[[0], [1]]], steps, [1e-3, 1e-3]),
-        [{0: -1.0, 1: 1.0}, {2: -1.0, 3: 1.0}],
-        rates=RewardRates(rewards),
-        solver=Solver(tolerance=1e-2),
-    )
-    assert found.loop.pathwise == {"p"}
-    assert bool(found.matrix.isfinite().all())
-    assert found.matrix[1, 1] > 0  # more of p's picked images
-    assert found.isolated[0, 1] == 0

@@ -20,7 +20,7 @@ from crossfeed.errors import NotAvailableError, SettingError
 from crossfeed.estimate.bank import Bank, build_bank
 from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.checks import Check, all_checks
-from crossfeed.estimate.estimator import Estimate, estimate
+from crossfeed.estimate.estimator import Estimate, estimate, prepare
 from crossfeed.estimate.lookahead import Course, course, moved, shifted
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
@@ -162,20 +162,23 @@ def audit_networks(
                 "use the matrix-free solver"
             )
     work = _Work(eco, point, models, seed, limit, rounds, clock)
-    pilot_size = Size(max(64, size.outputs // 2), max(64, size.evaluation // 2), size.answers) if look_ahead else size
-    pilot_bank = work.bank(pilot_size, 0)
-    with clock.stage("solving"):
-        pilot = estimate(eco, pilot_bank, rounds=rounds, first_round=point.round + 1)
-        ahead = course(pilot_bank, pilot.answer, pilot.horizon)
-    found = pilot
+    ahead: Course | None = None
+    first: Bank | None = None
+    shift: dict[str, Tensor] = {}
     if look_ahead and rounds > 1:
-        with shifted(point.networks, moved(pilot_bank, ahead.path.after_rounds[rounds // 2])):
-            bank = work.bank(size, 1)
+        first = work.bank(Size(max(64, size.outputs // 2), max(64, size.evaluation // 4), size.answers), 0)
         with clock.stage("solving"):
-            found = estimate(eco, bank, rounds=rounds, first_round=point.round + 1)
+            horizon, system = prepare(eco, first, rounds=rounds, first_round=point.round + 1)
+            ahead = course(first, system, horizon)
+            shift = moved(first, ahead.path.after_rounds[rounds // 2])
+    with shifted(point.networks, shift):
+        bank = work.bank(size, 1)
+    with clock.stage("solving"):
+        found = estimate(eco, bank, rounds=rounds, first_round=point.round + 1)
+        ahead = ahead or course(bank, found.answer.system, found.horizon)
     with clock.stage("checking"):
         checks = all_checks(found.bank, found.answer, found.horizon, ahead)
-    now = [_mean(rows.draw.rewards, rows.draw.clusters) for rows in pilot_bank.evaluations]
+    now = [_mean(rows.draw.rewards, rows.draw.clusters) for rows in (first or bank).evaluations]
     return NetworkAudit(
         found, point, ahead, checks, size, clock.seconds, eco.audit.confidence, now=now, seed=seed
     )

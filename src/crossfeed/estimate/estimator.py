@@ -145,20 +145,8 @@ def estimate(
     """
     paths = curation_paths(eco) if paths is None else list(paths)
     directions = directions_of(eco, bank, paths)
-    found = [moments(rows) for rows in bank.sources]
-    shares = [ridge] * len(bank.models) if isinstance(ridge, float) else list(ridge)
-    kinds = [eco.models[name] for name in bank.names]
-    ridges = [
-        0.0 if kind.train is None else share * mean_eigenvalue(bank, found, i)
-        for i, (kind, share) in enumerate(zip(kinds, shares, strict=True))
-    ]
-    if rounds is None:
-        own = [Steps(None, ridge=kind.ridge) for kind in kinds]  # networks have none in the spec
-        horizon = Horizon(None, own, ridges)
-    else:
-        horizon = Horizon(rounds_ahead(eco, rounds, first_round), training_steps(eco, bank, found, first_round), ridges)
-        horizon = replace(horizon, fisher=fisher_share(bank, horizon, found) if fisher is None else fisher)
-    answer = solve(bank, horizon, directions, found=found)
+    horizon, system = prepare(eco, bank, rounds=rounds, ridge=ridge, fisher=fisher, first_round=first_round)
+    answer = solve(bank, horizon, directions, system=system)
     num = 1 + max(
         [int(rows.draw.clusters.max()) for rows in bank.sources]
         + [int(r.draw.clusters.max()) for r in bank.evaluations]
@@ -168,19 +156,48 @@ def estimate(
     return Estimate(eco, bank, horizon, paths, directions, answer, standard_errors(effects, occur), effects)
 
 
-def fisher_share(bank: Bank, horizon: Horizon, found: Sequence[Moments]) -> float:
-    """The smallest share of the empirical Fisher matrix at which the linearised loop does not expand.
+def prepare(
+    eco: Ecosystem,
+    bank: Bank,
+    *,
+    rounds: int | None,
+    ridge: float | Sequence[float] = 1e-4,
+    fisher: float | None = None,
+    first_round: int = 1,
+) -> tuple[Horizon, System]:
+    """The horizon and the blocks at equal weights; arguments as for :func:`estimate`."""
+    found = [moments(rows) for rows in bank.sources]
+    shares = [ridge] * len(bank.models) if isinstance(ridge, float) else list(ridge)
+    kinds = [eco.models[name] for name in bank.names]
+    ridges = [
+        0.0 if kind.train is None else share * mean_eigenvalue(bank, found, i)
+        for i, (kind, share) in enumerate(zip(kinds, shares, strict=True))
+    ]
+    if rounds is None:
+        own = [Steps(None, ridge=kind.ridge) for kind in kinds]  # networks have none in the spec
+        horizon = Horizon(None, own, ridges, fisher or 0.0)
+        return horizon, System(bank, found, own, ridges, fisher=horizon.fisher)
+    horizon = Horizon(rounds_ahead(eco, rounds, first_round), training_steps(eco, bank, found, first_round), ridges)
+    if fisher is None:
+        system = not_expanding(bank, horizon, found)
+    else:
+        system = System(bank, found, horizon.steps, ridges, fisher=fisher)
+    return replace(horizon, fisher=system.fisher), system
+
+
+def not_expanding(bank: Bank, horizon: Horizon, found: Sequence[Moments]) -> System:
+    """The blocks with the smallest share of the empirical Fisher matrix at which the linearised loop does not expand.
 
     The Gauss–Newton matrix is the better curvature, but single outliers can push in directions in which it is small, so that from finitely
     many samples the loop seems to explode. In the empirical Fisher matrix of the very samples that push, every push has its
     curvature. So it is mixed in, by as little of :data:`SHARES` as keeps a round from multiplying anything by more than
     :data:`EXPANSION`; ours.
     """
-    for share in SHARES[:-1]:
+    for share in SHARES:
         system = System(bank, found, horizon.steps, horizon.ridge, fisher=share)
-        if system.expansion() <= EXPANSION:
-            return share
-    return SHARES[-1]
+        if all(part.work_out_fisher is None for part in found) or system.expansion() <= EXPANSION:
+            break
+    return system
 
 
 def mean_eigenvalue(bank: Bank, found: Sequence[Moments], i: int) -> float:

@@ -164,6 +164,7 @@ def solve_matrix_free(
         pathwise=pathwise,
         solver=solver,
         trainings=trainings,
+        fisher=horizon.fisher,
     )
     outcomes = Outcomes(loop)
     pushes, alone, path = loop.pushes(directions), MatrixFree.alone(loop), None

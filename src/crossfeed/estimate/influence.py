@@ -85,6 +85,8 @@ def solve(
     weights: Tensor | None = None,
     found: Sequence[Moments] | None = None,
     mixture: Sequence[float] | None = None,
+    system: System | None = None,
+    pushes: list[Tensor] | None = None,
 ) -> Answer:
     """The influence matrix.
 
@@ -95,11 +97,14 @@ def solve(
         weights: (C,) of clusters, for bootstraps.
         found: Moments by source, when they are known.
         mixture: Weight of every source; None: the spec's.
+        system: The blocks, when they are known.
+        pushes: By model, (r_i, C) instead of those of ``directions``.
     """
-    found = found or [moments(rows, weights) for rows in bank.sources]
+    if system is None:
+        found = found or [moments(rows, weights) for rows in bank.sources]
+        system = System(bank, found, horizon.steps, horizon.ridge, mixture, horizon.fisher)
     judged = [judge(rows, weights) for rows in bank.evaluations]
-    system = System(bank, found, horizon.steps, horizon.ridge, mixture, horizon.fisher)
-    pushes = system.pushes(directions)
+    pushes = system.pushes(directions) if pushes is None else pushes
     goals = outcomes(bank, judged, system.sizes)
     alone = System.alone(system)
     path = back = None

@@ -18,7 +18,8 @@ from torch import Tensor
 from crossfeed.estimate.bank import Bank
 from crossfeed.estimate.derivatives import unflatten
 from crossfeed.estimate.horizon import Path, forward
-from crossfeed.estimate.influence import Answer, Horizon, outcomes
+from crossfeed.estimate.influence import Horizon, outcomes
+from crossfeed.estimate.system import System, judge
 from crossfeed.networks.base import Network
 
 
@@ -35,29 +36,28 @@ class Course:
     alignment: Tensor
 
 
-def drift(bank: Bank, answer: Answer) -> list[Tensor]:
+def drift(bank: Bank, system: System) -> list[Tensor]:
     """By model, −F_i (r_i, 1) with what is noise taken out.
 
-    Along eigenvector a of the curvature, F_a has variance v_a = Σ_s w_s² Var_s/n_s from finitely many samples, and is multiplied by
-    (1 − v_a/F_a²)₊ (positive-part shrinkage, James and Stein 1961, one direction at a time). Without it, noise in flat
+    Along eigenvector a of the curvature, F_a has a variance of about v_a = Σ_s w_s² (C_s)_aa/n_s from finitely many samples (gradients
+    vary as the curvature, where the loss is a log-likelihood), and is multiplied by (1 − v_a/F_a²)₊ (positive-part shrinkage, James and Stein 1961, one direction at a time). Without it, noise in flat
     directions, in which nothing holds a model back, would carry it away.
     """
-    system, out = answer.system, []
+    out = []
     for i, force in enumerate(system.drift):
         noise = torch.zeros(len(force), len(force), dtype=torch.float64)
         for rows, part, weight in zip(bank.sources, system.found, system.mixture, strict=True):
-            if rows.consumer == i and weight and part.fisher is not None:
-                num = len(rows.draw.clusters)
-                noise += weight**2 / num * (part.fisher - part.mean[:, None] * part.mean)
+            if rows.consumer == i:
+                noise += weight**2 / len(rows.draw.clusters) * part.curvature
         out.append(system.shrink(i, force, noise))
     return out
 
 
-def course(bank: Bank, answer: Answer, horizon: Horizon) -> Course:
+def course(bank: Bank, system: System, horizon: Horizon) -> Course:
     """Follow the present mean gradients, as far as they are more than noise, through the horizon."""
     assert horizon.rounds is not None
-    path = forward(answer.system, horizon.rounds, drift(bank, answer))
-    goals = outcomes(bank, answer.judged, answer.system.sizes)
+    path = forward(system, horizon.rounds, drift(bank, system))
+    goals = outcomes(bank, [judge(rows) for rows in bank.evaluations], system.sizes)
     change = [sum((g.T @ x for g, x in zip(goals, state, strict=True)), torch.zeros(())) for state in path.after_rounds]
     return Course(path, torch.stack([c[:, 0] for c in change]))
 

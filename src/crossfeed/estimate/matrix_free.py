@@ -102,6 +102,7 @@ class MatrixFree:
         pathwise: Names of the models that are taken by their sampler; None: those without a likelihood.
         solver: See there.
         trainings: By name, whose AdamW scale the coordinates have; None: those of ``steps``.
+        fisher: Share of the empirical Fisher matrix Σ_s w_s mean π φ φᵀ in the curvature of models that do not know their own.
 
     Attributes:
         sizes: d_i by model.
@@ -124,6 +125,7 @@ class MatrixFree:
         pathwise: Collection[str] | None = None,
         solver: Solver | None = None,
         trainings: Mapping[str, Training | None] | None = None,
+        fisher: float = 0.0,
     ) -> None:
         self.names, self.draws, self.steps, self.ridge = list(models), draws, list(steps), list(ridge)
         self.mixture = [draw.weight for draw in draws.sources] if mixture is None else list(mixture)
@@ -140,6 +142,7 @@ class MatrixFree:
         ]
         self.sizes = [model.size for model in self.models]
         self.solves: list[Solve] = []
+        self.fisher = fisher
         self._means: dict[int, Tensor] = {}
         self._spectra: dict[int, Spectrum] = {}
         self._inverses: dict[int, Callable[[Tensor], Tensor]] = {}
@@ -196,7 +199,11 @@ class MatrixFree:
         out = (self.ridge[i] + self.steps[i].decay) * x
         for _, draw, weight in self._of(i):
             if weight:
-                out = out + weight * self.models[i].curvature(draw, x)
+                out = out + (1 - self.fisher) * weight * self.models[i].curvature(draw, x)
+        if self.fisher:
+            for draw, shares in merged([(draw, shares_of(draw) * weight) for _, draw, weight in self._of(i) if weight]):
+                met = self.models[i].loss_products(draw, x)
+                out = out + self.models[i].loss_gradient(draw, self.fisher * shares * met)
         return out
 
     def _responded(self, i: int, b: Tensor, round: int) -> Tensor:

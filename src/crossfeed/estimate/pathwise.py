@@ -18,7 +18,7 @@ Ours: the paper has no such estimate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -30,7 +30,9 @@ from crossfeed.estimate.closed_form import reward_function
 from crossfeed.estimate.draws import SourceDraw
 from crossfeed.estimate.picks import pick_probabilities, pick_rewards
 from crossfeed.families.spaces import as_matrix
-from crossfeed.networks.rewards import RewardFn
+
+TensorReward = Callable[[Tensor, Tensor], Tensor]
+"""Prompts (n,) and outputs (n, …), floats, to rewards (n,): every :data:`crossfeed.networks.rewards.RewardFn` is one."""
 
 IMAGE_STEP = 4 / 255
 VECTOR_STEP = 1e-3
@@ -47,8 +49,8 @@ class RewardRates:
 
     def __init__(
         self,
-        rewards: Mapping[str, RewardFn] | None = None,
-        smooth: Mapping[str, RewardFn] | None = None,
+        rewards: Mapping[str, TensorReward] | None = None,
+        smooth: Mapping[str, TensorReward] | None = None,
         step: float | None = None,
     ) -> None:
         self.rewards, self.smooth, self.step = dict(rewards or {}), dict(smooth or {}), step
@@ -101,11 +103,11 @@ class RewardRates:
         return outputs.clamp(0, 1) if outputs.ndim == 4 else outputs
 
 
-def smooth_rewards(eco: Ecosystem) -> dict[str, RewardFn]:
+def smooth_rewards(eco: Ecosystem) -> dict[str, TensorReward]:
     """The rewards of a spec that are differentiable functions of vectors: linear and quadratic ones."""
     if not isinstance(eco.space, Vectors):
         return {}
-    out: dict[str, RewardFn] = {}
+    out: dict[str, TensorReward] = {}
     for name, reward in eco.rewards.items():
         if isinstance(reward, (LinearReward, QuadraticReward)):
             value = reward_function(eco, name)

@@ -49,6 +49,11 @@ class Steps:
         return self.ridge if self.training is None else self.training.weight_decay
 
     @property
+    def changes(self) -> bool:
+        """Whether rounds differ: the learning rate decays from some round on."""
+        return self.training is not None and self.training.decay_from is not None
+
+    @property
     def largest_rate(self) -> float:
         """The largest learning rate of a step, momentum included; 0 for exact retraining."""
         if self.training is None:

@@ -14,7 +14,7 @@ reward of the prompt's other answers, or of the other prompts where there is one
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,14 +33,19 @@ class Moments:
     Attributes:
         mean: (r_i,) a.
         curvature: (r_i, r_i) C.
-        fisher: (r_i, r_i) Σ_g p_g Σ_k π_k φ_k φ_kᵀ, the empirical Fisher matrix; None where C is the Hessian.
         coupling: (r_i, r_j) B; None without a producer.
+        work_out_fisher: Gives :attr:`fisher`.
     """
 
     mean: Tensor
     curvature: Tensor
-    fisher: Tensor | None
     coupling: Tensor | None
+    work_out_fisher: Callable[[], Tensor] | None = None
+
+    @cached_property
+    def fisher(self) -> Tensor | None:
+        """(r_i, r_i) Σ_g p_g Σ_k π_k φ_k φ_kᵀ, the empirical Fisher matrix, worked out when asked for; None where C is the Hessian."""
+        return None if self.work_out_fisher is None else self.work_out_fisher()
 
 
 def group_weights(clusters: Tensor, weights: Tensor | None) -> Tensor:
@@ -71,16 +76,17 @@ def moments(rows: SourceRows, weights: Tensor | None = None, probabilities: Tens
         curvature = (root.T @ root).double()
     grouped = torch.einsum("gk,gkr->gr", pick.to(loss.dtype), loss)
     mean = (p.to(loss.dtype) @ grouped).double()
-    fisher = None
-    if rows.hessian is None:
+
+    def fisher() -> Tensor:
         some = share.flatten() > 0
         flat = share.flatten()[some].sqrt().to(loss.dtype)[:, None] * loss.flatten(0, 1)[some]
-        fisher = (flat.T @ flat).double()
+        return (flat.T @ flat).double()
+
     coupling = None
     if score is not None:
         centred = (grouped - mean.to(loss.dtype)) * p.to(loss.dtype)[:, None]
         coupling = (centred.T @ score.sum(1)).double() / (1 - p.square().sum())
-    return Moments(mean, curvature, fisher, coupling)
+    return Moments(mean, curvature, coupling, None if rows.hessian is not None else fisher)
 
 
 def _spread(share: Tensor, size: int) -> Tensor:
@@ -128,7 +134,7 @@ def advantages(rows: EvaluationRows, p: Tensor) -> Tensor:
 
 def blend(part: Moments, fisher: float) -> Tensor:
     """(r, r) (1 − share) C + share · empirical Fisher, where there is one."""
-    if part.fisher is None or fisher == 0:
+    if fisher == 0 or part.fisher is None:
         return part.curvature
     return (1 - fisher) * part.curvature + fisher * part.fisher
 
@@ -160,6 +166,7 @@ class System:
         self.sizes = [model.basis.size for model in bank.models]
         self.mixture = [rows.draw.weight for rows in bank.sources] if mixture is None else list(mixture)
         self.fisher = fisher
+        self._answers: dict[tuple[int, int], Tensor] = {}
         self._spectra: list[Spectrum] = []
         for i, size in enumerate(self.sizes):
             matrix = torch.zeros(size, size, dtype=torch.float64)
@@ -202,8 +209,10 @@ class System:
 
     def respond(self, i: int, b: Tensor, round: int) -> Tensor:
         """Q_i b."""
-        spectrum = self._spectra[i]
-        return spectrum.apply(self.steps[i].respond(spectrum.values, round), b)
+        spectrum, key = self._spectra[i], (i, round if self.steps[i].changes else 0)
+        if key not in self._answers:
+            self._answers[key] = self.steps[i].respond(spectrum.values, round)
+        return spectrum.apply(self._answers[key], b)
 
     def shrink(self, i: int, force: Tensor, noise: Tensor) -> Tensor:
         """A force (r_i, 1) whose error has covariance ``noise`` (r_i, r_i), shrunk along each eigenvector of the curvature."""

@@ -225,7 +225,7 @@ def made(audit: words.Audit, page: Page) -> str:
             "Samples",
             f"{samples['outputs']:,} outputs of every model and {samples['evaluation']:,} answers an evaluation; "
             f"{samples['generated']:,} outputs and {samples['gradients']:,} gradients in all, in "
-            f"{text(words.plural(samples['clusters'], 'independent ' + samples['cluster'] + ('' if samples['cluster'] == 'prompt' else ' or row')))}",
+            f"{samples['clusters']:,} independent {'prompts' if samples['cluster'] == 'prompt' else 'groups of candidates or rows'}",
         ),
         ("Number of samples", text(samples["chosen"] or "as asked for, or the default", 400)),
         ("Memory of the gradients", text(gib(samples["bytes"]))),

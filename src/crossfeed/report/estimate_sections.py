@@ -237,8 +237,9 @@ def what_ifs(audit: words.Audit, page: Page) -> str:
     labels, parts = evaluation_labels(audit), []
     for change in audit["changes"]:
         parts.append(f"<h3>{_title(change)}</h3>")
-        parts.append(paragraph(said(changed(audit, change))))
-        if change.get("change") is not None:
+        if change.get("change") is None:
+            parts.append(paragraph(f"Not answered: {text(change.get('note') or 'no reason was recorded', 600)}"))
+        else:
             parts.append(_change_table(audit, change, labels))
     note = (
         "Each change is answered by itself, from the samples and gradients of this audit: nothing new was generated or trained. "

@@ -213,7 +213,8 @@ def changed(audit: Audit, change: Mapping[str, Any], most: int = 4) -> list[Clau
     names, main = called(audit), mains(audit)
     start = f"{clean(change['path'], 80)} from {number(change['from'])} to {number(change['to'])}: "
     if change.get("change") is None:
-        return [Clause(f"{start}not answered: {clean(change.get('note') or 'no reason was recorded')}")]
+        reason = clean(change.get("note") or "no reason was recorded", 300).rstrip(".")
+        return [Clause(f"{start}not answered: {reason}.")]
     clauses, unsure = [Clause(start)], []
     listed = sorted(main.items(), key=lambda item: -abs(change["change"][item[1]] or 0.0))
     told = [(n, e) for n, e in listed if change["verdict"][e] in ("rises", "falls")]

@@ -1,0 +1,144 @@
+r"""What a changed mixture or pick rule does, from the same bank: no new samples, no new gradients.
+
+The spec changes from one set of weights w and picks π to another, w′ and π′. The change pulls every model with v_i = −(F′_i − F_i),
+F_i = Σ_s w_s Σ_k E[π_k ∇ℓ_i], and
+
+    ΔJ = ½ ⟨∇J, x⟩ + ½ ⟨∇J, x′⟩,
+
+x the response to v of the loop as it is and x′ of the loop as it will be: the trapezoid rule along the change, of second order
+in its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crossfeed.describe.schema import Curated, Ecosystem, Source, source_names
+from crossfeed.errors import SettingError
+from crossfeed.estimate.bank import SourceRows
+from crossfeed.estimate.estimator import Estimate, directions_of
+from crossfeed.estimate.influence import Answer, cluster_effects, solve, standard_errors
+from crossfeed.estimate.picks import pick_candidates, pick_probabilities
+from crossfeed.estimate.system import System, candidates_of, group_weights, moments
+
+MOVABLE = ("weight", "candidates", "temperature", "noise", "other_share", "curator", "other_curator", "then")
+
+
+@dataclass(frozen=True, eq=False)
+class WhatIf:
+    """What a change does.
+
+    Attributes:
+        change: (E,) predicted change of every alignment at the end of the horizon.
+        errors: (E,) standard errors of it, from the samples.
+        first_order: (E,) ⟨∇J, x⟩: what the loop as it is makes of it.
+        matrix: (E, C) the influence matrix after the change.
+    """
+
+    change: Tensor
+    errors: Tensor
+    first_order: Tensor
+    matrix: Tensor
+
+
+def what_if(estimate: Estimate, changed: Ecosystem) -> WhatIf:
+    """Answer for another spec from the same bank.
+
+    Args:
+        estimate: Of the spec as it is.
+        changed: The same with other weights of sources, or other pick rules with at most as many candidates.
+
+    Raises:
+        SettingError: something else differs, or the bank lacks rewards or candidates for the new rule; says what to do.
+    """
+    bank, answer, horizon = estimate.bank, estimate.answer, estimate.horizon
+    nodes = _nodes(estimate.eco, changed)
+    chances = [_probabilities(rows, before, after, changed) for rows, (before, after) in zip(bank.sources, nodes, strict=True)]
+    found = [
+        part if chance is None else moments(rows, probabilities=chance)
+        for rows, part, chance in zip(bank.sources, answer.system.found, chances, strict=True)
+    ]
+    mixture = [after.weight for _, after in nodes]
+    pushes = [torch.zeros(size, 1, dtype=torch.float64) for size in answer.system.sizes]
+    for s, rows in enumerate(bank.sources):
+        old = answer.system.mixture[s] * answer.system.found[s].mean
+        pushes[rows.consumer][:, 0] -= mixture[s] * found[s].mean - old
+    now = solve(bank, horizon, [{}], system=answer.system, pushes=pushes)
+    then = System(bank, found, horizon.steps, horizon.ridge, mixture, horizon.fisher)
+    after = solve(bank, horizon, [{}], system=then, pushes=pushes)
+    effects = _effects(estimate, now, mixture, chances)
+    occur = int((estimate.effects.abs().sum((1, 2)) > 0).sum())
+    matrix = solve(bank, horizon, directions_of(changed, bank, estimate.paths), system=then).matrix
+    change = (now.matrix + after.matrix)[:, 0] / 2
+    return WhatIf(change, standard_errors(effects, occur)[:, 0], now.matrix[:, 0], matrix)
+
+
+def _effects(estimate: Estimate, now: Answer, mixture: Sequence[float], chances: Sequence[Tensor | None]) -> Tensor:
+    """(clusters, E, 1) derivative of ⟨∇J, x⟩ by the weight of every cluster."""
+    bank = estimate.bank
+    out = cluster_effects(bank, now, [{}], len(estimate.effects))
+    for s, (rows, chance) in enumerate(zip(bank.sources, chances, strict=True)):
+        pull = _grouped(rows, rows.draw.probabilities) * -now.system.mixture[s]
+        pull = pull + mixture[s] * _grouped(rows, rows.draw.probabilities if chance is None else chance)
+        effect = -(pull @ now.weight[rows.consumer].to(pull.dtype)).double()
+        p = group_weights(rows.draw.clusters, None)
+        out.index_add_(0, rows.draw.clusters, (p[:, None] * (effect - p @ effect))[:, :, None])
+    return out
+
+
+def _grouped(rows: SourceRows, pick: Tensor) -> Tensor:
+    loss, _ = candidates_of(rows, pick.shape[1])
+    return torch.einsum("gk,gkr->gr", pick.to(loss.dtype), loss)
+
+
+def _nodes(eco: Ecosystem, changed: Ecosystem) -> list[tuple[Source, Source]]:
+    """Every source before and after, in the order of the bank.
+
+    Raises:
+        SettingError: anything but what :data:`MOVABLE` says differs.
+    """
+    pairs = []
+    for name, model in eco.models.items():
+        other = changed.models.get(name)
+        if other is None or len(other.sources) != len(model.sources):
+            raise SettingError(f"models.{name}: found other sources; a what-if changes weights and picks only: audit the new spec")
+        labels = source_names(model)
+        for label, before, after in zip(labels, model.sources, other.sources, strict=True):
+            left, right = before.model_dump(), after.model_dump()
+            differ = [key for key in left | right if key not in MOVABLE and left.get(key) != right.get(key)]
+            if differ:
+                raise SettingError(
+                    f"{name}.sources.{label}.{differ[0]}: found a change that needs new samples; audit the changed spec instead"
+                )
+            pairs.append((before, after))
+    rest = {"models": eco.models, "audit": eco.audit}
+    if eco.model_copy(update=rest) != changed.model_copy(update=rest):
+        raise SettingError("what-if: found changes outside of the models' sources; audit the changed spec instead")
+    return pairs
+
+
+def _probabilities(rows: SourceRows, before: Source, after: Source, changed: Ecosystem) -> Tensor | None:
+    """(n, K') under the new rule; None where it is the old one."""
+    if not isinstance(before, Curated) or not isinstance(after, Curated):
+        return None
+    if before.model_copy(update={"weight": 0.0}) == after.model_copy(update={"weight": 0.0}):
+        return None
+    where = f"{rows.draw.consumer}.sources.{rows.draw.name}"
+    size = pick_candidates(after, where)
+    if size > rows.draw.candidates:
+        raise SettingError(
+            f"{where}.candidates: found {size}; the bank has {rows.draw.candidates} a group: audit the changed spec instead"
+        )
+    rewards = {name: values[:, :size] for name, values in rows.draw.rewards.items()}
+    people = changed.models[after.producer].reward
+    try:
+        chances = pick_probabilities(after, people, rewards, where)
+    except (KeyError, ValueError):
+        raise SettingError(
+            f"{where}: the new rule asks a reward that the bank does not hold; audit the changed spec instead"
+        ) from None
+    return chances.expand(len(rows.draw.clusters), -1)
