@@ -278,7 +278,7 @@ def test_picks_count_as_curated_and_not_as_a_models_outputs(folder: Path) -> Non
         settings.put(eco, "p.ridge", 1.0)
 
 
-@pytest.mark.parametrize("verb", ["compile_ecosystem", "audit", "sweep", "run"])
+@pytest.mark.parametrize("verb", ["compile_ecosystem", "sweep", "run"])
 def test_closed_form_verbs_say_that_networks_are_run(verb: str, folder: Path) -> None:
     eco = _load(folder, FLOWS)
     more = {"sweep": [{"p.curation": [0.1, 0.2]}]}.get(verb, [])

@@ -10,7 +10,12 @@ VERDICTS = ("helps", "backfires", "dampened", "cannot tell", "no effect")
 
 
 def fake(
-    num: int = 2, *, space: str = "vectors", texts: list[str] | None = None, names: list[str] | None = None, rounds: int = 6
+    num: int = 2,
+    *,
+    space: str = "vectors",
+    texts: list[str] | None = None,
+    names: list[str] | None = None,
+    rounds: int = 6,
 ) -> dict[str, Any]:
     """An audit of ``num`` models in a ring, as in docs/estimate-format.md."""
     names = names or [f"model {k}" if num > 4 else "pqrs"[k] for k in range(num)]
@@ -40,7 +45,10 @@ def fake(
     sign = {"helps": 1, "dampened": 0.4, "backfires": -1, "harms": -0.7, "cannot tell": 0.05, "no effect": 0}
     matrix = [[sign[v] * (0.2 + 0.1 * ((e + c) % 5)) for c, v in enumerate(row)] for e, row in enumerate(verdict)]
     errors = [[0.0 if v == "no effect" else 0.05 for v in row] for row in verdict]
-    low, high = ([[v + s * 1.96 * r for v, r in zip(*pair, strict=True)] for pair in zip(matrix, errors, strict=True)] for s in (-1, 1))
+    low, high = (
+        [[v + s * 1.96 * r for v, r in zip(*pair, strict=True)] for pair in zip(matrix, errors, strict=True)]
+        for s in (-1, 1)
+    )
     course = [[found["now"] + 0.03 * t * (-1) ** e for e, found in enumerate(evaluations)] for t in range(rounds + 1)]
     shown = [[1.5, -0.25], [0.1, 0.2]] if space == "vectors" else texts
     examples = [
@@ -114,7 +122,13 @@ def fake(
         ],
         "mismatch": [
             {
-                **{"model": names[0], "path": f"{names[0]}.curation", "index": 0.9, "main": 0, "largest": min(1, E - 1)},
+                **{
+                    "model": names[0],
+                    "path": f"{names[0]}.curation",
+                    "index": 0.9,
+                    "main": 0,
+                    "largest": min(1, E - 1),
+                },
                 **{"movement": {"main": 0.01, "largest": 0.1}, "sure": True},
             }
         ],

@@ -33,7 +33,9 @@ def divided() -> Ecosystem:
         Curated(producer="q", weight=0.2, candidates=2),
     ]
     judged = [Evaluation(name="theirs", reward="up"), Evaluation(name="own")]
-    return eco.model_copy(update={"models": {**eco.models, "p": p.model_copy(update={"sources": sources, "evaluate": judged})}})
+    return eco.model_copy(
+        update={"models": {**eco.models, "p": p.model_copy(update={"sources": sources, "evaluate": judged})}}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,10 @@ def test_every_verdict_in_words():
         "about 40 outputs of every model would tell) the sign cannot be told."
     )
     second = told(raising(data, 1))
-    assert "helps q itself, though less than it would if the others stood still (+0.050; 0.020 to 0.080); it harms p" in second
+    assert (
+        "helps q itself, though less than it would if the others stood still (+0.050; 0.020 to 0.080); it harms p"
+        in second
+    )
     assert bottom_line(data) == (
         "Over 6 rounds, more curation backfires for p: it lowers the alignment of the model it is spent on; it helps q, though less "
         "than if the other models stood still. It also harms others: p."

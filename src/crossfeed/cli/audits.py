@@ -25,17 +25,23 @@ def audit(
         int | None, typer.Option(min=1, metavar="N", help="Networks: rounds to look ahead.  [default: those left]")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=2, metavar="N", help="Networks: outputs of every model.  [default: 4000; texts 1000]")
+        int | None,
+        typer.Option(min=2, metavar="N", help="Networks: outputs of every model.  [default: 4000; texts 1000]"),
     ] = None,
     budget: Annotated[
         str | None, typer.Option(metavar="N|TIME", help="Networks: samples, or a time to fit them into: 10m, 90s.")
     ] = None,
     what_if: Annotated[
         list[str] | None,
-        typer.Option("--what-if", metavar="PATH=VALUE", help="Networks: also answer a change, e.g. p.curation=0.6; may be repeated."),
+        typer.Option(
+            "--what-if",
+            metavar="PATH=VALUE",
+            help="Networks: also answer a change, e.g. p.curation=0.6; may be repeated.",
+        ),
     ] = None,
     round_: Annotated[
-        int | None, typer.Option("--round", min=0, metavar="N", help="A run: audit it after this round.  [default: its last]")
+        int | None,
+        typer.Option("--round", min=0, metavar="N", help="A run: audit it after this round.  [default: its last]"),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="S", help="Networks: seed.  [default: the spec's]")] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="Networks: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
@@ -85,7 +91,9 @@ def audit(
 
     with results_folder(out or Path(name)) as folder:
         if is_folder and folder.resolve() == spec.resolve():
-            raise SettingError(f"--out: found the folder of the run itself, {spec}, whose report.html it would replace; give another")
+            raise SettingError(
+                f"--out: found the folder of the run itself, {spec}, whose report.html it would replace; give another"
+            )
         with progress(quiet) as report:
             spec_file = _spec_file(spec) if is_folder else spec.name
             result = work_out(eco, progress=report, command=command, spec_file=spec_file, **options)
@@ -123,7 +131,9 @@ def what_ifs(given: Sequence[str] | None) -> dict[str, float]:
         if not equals or not path.strip() or math.isnan(number):
             raise SettingError(f"--what-if: found {text!r}; need PATH=NUMBER, e.g. p.curation=0.6")
         if path.strip() in found:
-            raise SettingError(f"--what-if: found {path.strip()!r} twice; each change is answered by itself, so give it once")
+            raise SettingError(
+                f"--what-if: found {path.strip()!r} twice; each change is answered by itself, so give it once"
+            )
         found[path.strip()] = number
     return found
 

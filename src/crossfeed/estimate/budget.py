@@ -215,6 +215,4 @@ def pace_of(
         marks[2] = time.perf_counter()
     assert bank is not None
     growing = any(model.basis.basis is not None for model in bank.models)
-    return Pace(
-        (marks[1] - marks[0]) / outputs, marks[2] - marks[1], outputs, growing, time.perf_counter() - begun
-    )
+    return Pace((marks[1] - marks[0]) / outputs, marks[2] - marks[1], outputs, growing, time.perf_counter() - begun)

@@ -39,7 +39,7 @@ def _answer(audit: NetworkAudit, path: str, value: float) -> dict[str, Any]:
     from crossfeed.estimate.what_if import what_if
 
     out: dict[str, Any] = {"path": path, "from": get(audit.eco, path), "to": value}
-    out |= dict.fromkeys(("change", "errors", "low", "high", "verdict", "matrix", "note"))
+    out |= dict.fromkeys(("change", "errors", "low", "high", "first_order", "verdict", "matrix", "note"))
     try:
         found = what_if(audit.estimate, put(audit.eco, path, value))
     except (SettingError, NotAvailableError) as error:
@@ -52,6 +52,7 @@ def _answer(audit: NetworkAudit, path: str, value: float) -> dict[str, Any]:
         "low": change - half,
         "high": change + half,
         "verdict": [_word(c, h) for c, h in zip(change.tolist(), half.tolist(), strict=True)],
+        "first_order": found.first_order,
         "matrix": found.matrix,
     }
 

@@ -118,7 +118,12 @@ def _who(node: Curated, people: str) -> list[tuple[str, str | None, float, Pick]
     main = 1 - last.noise - last.other_share
     parts: list[tuple[str, str | None, float, dict[str, Any]]] = [
         ("curator", curator, main, {"noise": 0.0, "other_share": 0.0}),
-        ("other curator", last.other_curator, last.other_share, {"curator": last.other_curator, "noise": 0.0, "other_share": 0.0}),
+        (
+            "other curator",
+            last.other_curator,
+            last.other_share,
+            {"curator": last.other_curator, "noise": 0.0, "other_share": 0.0},
+        ),
         ("random picks", None, last.noise, {"noise": 1.0, "other_share": 0.0}),
     ]
     return [(who, reward, share, _last(node, change)) for who, reward, share, change in parts if share > 1e-12]

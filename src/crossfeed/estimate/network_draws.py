@@ -7,7 +7,7 @@ candidates serve as four groups of 2 and as eight raw outputs too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,14 +77,15 @@ class _Maker:
         self.prompts, self.size, self.seed, self.advance = prompts, size, seed, advance
         self.text = isinstance(self.eco.space, Text)
         self.next_cluster = len(world.prompts) if self.text else 0
+        self.first = _first_of_each(world.prompts.texts) if self.text else torch.zeros(0, dtype=torch.int64)
         self.made: dict[Key, _Made] = {}
         self.judged: dict[tuple[Key, str], Tensor] = {}
         self.largest = _largest(self.eco)
 
     def clusters(self, prompts: Tensor) -> Tensor:
-        """Groups hang together by prompt where prompts are texts; else each stands alone."""
+        """Groups hang together by the prompt's words where prompts are texts, wherever these stand; else each stands alone."""
         if self.text:
-            return prompts.clone()
+            return self.first[prompts]
         out = torch.arange(self.next_cluster, self.next_cluster + len(prompts))
         self.next_cluster += len(prompts)
         return out
@@ -216,7 +217,7 @@ class _Maker:
 
     def _clusters_of(self, made: _Made) -> Tensor:
         if self.text:
-            return made.prompts
+            return self.clusters(made.prompts)
         return torch.arange(made.first_cluster, made.first_cluster + len(made.prompts))
 
     def _judge(self, key: Key, reward: str, where: str) -> Tensor:
@@ -276,6 +277,12 @@ def network_draws(
             for node in model.evaluate or [Evaluation(name="own")]
         ]
     return with_rules(Draws(sources, evaluations), eco)
+
+
+def _first_of_each(texts: Sequence[str]) -> Tensor:
+    """(m,) where each text stands first."""
+    first: dict[str, int] = {}
+    return torch.tensor([first.setdefault(text, at) for at, text in enumerate(texts)], dtype=torch.int64)
 
 
 def _largest(eco: Ecosystem) -> dict[tuple[str, str | None, float], int]:

@@ -194,7 +194,9 @@ def budget_seconds(text: str) -> float | None:
     except ValueError:
         value = 0.0
     if unit is None or not 0 < value < 1e6:
-        raise SettingError(f"--budget: found {text!r}; need a number of samples, 2 or more, or a time such as 10m or 90s")
+        raise SettingError(
+            f"--budget: found {text!r}; need a number of samples, 2 or more, or a time such as 10m or 90s"
+        )
     return value * unit
 
 

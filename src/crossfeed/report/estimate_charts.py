@@ -74,7 +74,11 @@ def influence_matrix(audit: words.Audit) -> list[Panel]:
         }
     ]
     if count <= 4:
-        layers += [text("text", -9, 14, enough, 600), text("ends", 11, 12, enough), text("symbol", 0, 16, f"!({enough})")]
+        layers += [
+            text("text", -9, 14, enough, 600),
+            text("ends", 11, 12, enough),
+            text("symbol", 0, 16, f"!({enough})"),
+        ]
     elif count <= 12:
         layers += [text("number", 8, 11, enough), text("symbol", -8, 11, enough), text("symbol", 0, 13, f"!({enough})")]
     else:
@@ -82,13 +86,18 @@ def influence_matrix(audit: words.Audit) -> list[Panel]:
     slant = {"labelAngle": -40, "labelAlign": "left", "labelBaseline": "bottom"} if count > 4 else {"labelAngle": 0}
     encoding = {
         "x": category(
-            "column", across, "model whose curation is raised", axis={**slant, "orient": "top", "labelLimit": 110, "labelOverlap": False}
+            "column",
+            across,
+            "model whose curation is raised",
+            axis={**slant, "orient": "top", "labelLimit": 110, "labelOverlap": False},
         ),
         "y": category("row", down, "alignment of", axis={"labelOverlap": False}),
     }
     alt = f"Heat map of what {POINTS} more of each model’s curation do to every alignment."
     longest = max(map(len, down))
-    return [Panel("Influence matrix", alt, view(rows, max(low * len(down), 70), layer=layers, encoding=encoding), longest)]
+    return [
+        Panel("Influence matrix", alt, view(rows, max(low * len(down), 70), layer=layers, encoding=encoding), longest)
+    ]
 
 
 def _cell(audit: words.Audit, e: int, c: int, row: str, column: str, largest: float) -> dict[str, Any]:
@@ -126,7 +135,13 @@ def together(audit: words.Audit) -> list[Panel]:
     for name, one in found[:LARGE]:
         shared = {"model": name, "word": one["verdict"]}
         rows.append(
-            {**shared, "kind": "together", "value": STEP * one["matrix"], "low": STEP * one["low"], "high": STEP * one["high"]}
+            {
+                **shared,
+                "kind": "together",
+                "value": STEP * one["matrix"],
+                "low": STEP * one["low"],
+                "high": STEP * one["high"],
+            }
         )
         rows.append({**shared, "kind": "alone (others stand still)", "value": STEP * one["isolated"]})
     order = [name for name, _ in found[:LARGE]]
@@ -148,7 +163,12 @@ def together(audit: words.Audit) -> list[Panel]:
             "yOffset": offset,
             "x": x,
             "color": colour,
-            "shape": {"field": "kind", "type": "nominal", "scale": {"domain": list(kinds), "range": ["circle", "diamond"]}, "title": None},
+            "shape": {
+                "field": "kind",
+                "type": "nominal",
+                "scale": {"domain": list(kinds), "range": ["circle", "diamond"]},
+                "title": None,
+            },
             "tooltip": tooltip(model="Model", kind="Setting", value=f"By {POINTS} #", word="Verdict together"),
         },
     }
@@ -157,7 +177,9 @@ def together(audit: words.Audit) -> list[Panel]:
         for n, o in found[:5]
     )
     high = max(70, (40 if len(order) <= 12 else 26) * len(order))
-    return [Panel("Alone and together", alt, view(rows, high, layer=[rule("x", 0), bars, points]), max(map(len, order)))]
+    return [
+        Panel("Alone and together", alt, view(rows, high, layer=[rule("x", 0), bars, points]), max(map(len, order)))
+    ]
 
 
 # --- by round -------------------------------------------------------------------------------------------------------
@@ -190,7 +212,14 @@ def courses(audit: words.Audit) -> list[Panel]:
             if t <= trajectory["rounds"][-1]:
                 half = reach * (error or 0.0)
                 seen.append(
-                    {"model": names[m], "round": t, "value": value, "low": value - half, "high": value + half, "kind": "the run"}
+                    {
+                        "model": names[m],
+                        "round": t,
+                        "value": value,
+                        "low": value - half,
+                        "high": value + half,
+                        "kind": "the run",
+                    }
                 )
     values = [r[k] for r in [*rows, *seen] for k in ("value", "low", "high") if k in r]
     layers = _lines(audit, shown, padded(values), "alignment")
@@ -210,7 +239,9 @@ def courses(audit: words.Audit) -> list[Panel]:
         f"{names[m]} from {words.number(trajectory['base'][0][main[m]])} to {words.number(trajectory['base'][-1][main[m]])}"
         for m in shown
     )
-    return [Panel("Alignment if nothing changes", f"Predicted alignment by round: {told}.", view(rows, 230, layer=layers))]
+    return [
+        Panel("Alignment if nothing changes", f"Predicted alignment by round: {told}.", view(rows, 230, layer=layers))
+    ]
 
 
 def unfolding(audit: words.Audit) -> list[Panel]:
@@ -227,12 +258,16 @@ def unfolding(audit: words.Audit) -> list[Panel]:
         for t, table in zip(trajectory["rounds"], trajectory["influence"], strict=True)
     ]
     layers = _lines(audit, shown, padded([r["value"] for r in rows], [0.0]), f"change by {POINTS} more", kept)
-    ends = "; ".join(f"{r['model']} {words.number(r['value'], sign=True)}" for r in rows if r["round"] == trajectory["rounds"][-1])
+    ends = "; ".join(
+        f"{r['model']} {words.number(r['value'], sign=True)}" for r in rows if r["round"] == trajectory["rounds"][-1]
+    )
     alt = f"Effect of {POINTS} more curation of each model on itself, by round; at the end {ends}."
     return [Panel("What more curation does to itself", alt, view(rows, 230, layer=[rule("y", 0), *layers][::-1]))]
 
 
-def _lines(audit: words.Audit, shown: Sequence[str], limits: Sequence[float], title: str, kept: Sequence[str] | None = None) -> list[Spec]:
+def _lines(
+    audit: words.Audit, shown: Sequence[str], limits: Sequence[float], title: str, kept: Sequence[str] | None = None
+) -> list[Spec]:
     """Curves by round, a colour and a dash a model; the same colours whichever of them are kept."""
     names = called(audit)
     tone = dict(zip(shown, SERIES, strict=False))
@@ -242,7 +277,9 @@ def _lines(audit: words.Audit, shown: Sequence[str], limits: Sequence[float], ti
     legend = {"symbolType": "stroke", "symbolOpacity": 1} if len(audit["models"]) > 1 else None
     encoding = {
         "x": over_rounds(rounds[0], rounds[-1]),
-        "y": quantity("value", title, scale={"zero": False, "domain": list(limits), "nice": False}, axis={"tickCount": 5}),
+        "y": quantity(
+            "value", title, scale={"zero": False, "domain": list(limits), "nice": False}, axis={"tickCount": 5}
+        ),
         "color": palette(present, field="model", legend=legend),
         "strokeDash": {
             "field": "model",

@@ -67,14 +67,21 @@ def _side(audit: words.Audit, found: Sequence[Mapping[str, Any]], title: str) ->
             ]
             for x in found
         ]
-        head = ["Output", "Effect", "Trains", "Chance of the pick", "Rewards of the candidates, itself in brackets"]
+        head = ["Output", "Effect", "Trains", "Chance of the pick", "Rewards of the candidates, its own in brackets"]
         return table(*without_empty(head, rows), title)
     for x in found:
         top = f'<dt>{_path(x, names)}<span class="note"> · effect {num(x["effect"], sign=True, of="effect")}'
         top += f" · picked with chance {100 * x['probability']:.0f} %</span></dt>"
         asked = f'<dd class="asked">{said(x["input"], LONG)}</dd>' if x["input"] else ""
         shown = said(x["output"], LONG) if isinstance(x["output"], str) else '<p class="note">a picture</p>'
-        items.append(f"{top}{asked}<dd>{shown}</dd>" + (f'<dd class="note">{text(_rewards(x), 200)}</dd>' if x["rewards"] else ""))
+        items.append(
+            f"{top}{asked}<dd>{shown}</dd>"
+            + (
+                f'<dd class="note">Rewards of the candidates, its own in brackets: {text(_rewards(x), 200)}</dd>'
+                if x["rewards"]
+                else ""
+            )
+        )
     return paragraph(text(title), "panel-title") + f'<dl class="answered">{"".join(items)}</dl>'
 
 
@@ -195,7 +202,9 @@ def checks(audit: words.Audit, page: Page) -> str:
     for check in sorted(audit["checks"], key=lambda c: order.get(c["result"], 3)):
         symbol, style = RESULTS.get(check["result"], ("·", "none"))
         shown = f'<span class="verdict {style}"><span aria-hidden="true">{symbol}</span> {text(check["result"])}</span>'
-        items.append(f"<li>{shown} · <strong>{text(check['name'].capitalize())}</strong>: {text(check['words'], 900)}</li>")
+        items.append(
+            f"<li>{shown} · <strong>{text(check['name'].capitalize())}</strong>: {text(check['words'], 900)}</li>"
+        )
     return f'<ul class="answers">{"".join(items)}</ul>'
 
 
@@ -220,7 +229,10 @@ def made(audit: words.Audit, page: Page) -> str:
         ("Command", f"<code>{text(audit['command'] or 'in Python', 600)}</code>"),
         ("Models audited", text(audit["point"]["words"], 300)),
         ("Looks ahead", f"{text(rounds(audit))}, from round {audit['horizon']['first']}"),
-        ("How", f"{text(audit['route'])}, {text(audit['solver'])}: gradients of every sample are worked out once and kept"),
+        (
+            "How",
+            f"{text(audit['route'])}, {text(audit['solver'])}: gradients of every sample are worked out once and kept",
+        ),
         (
             "Samples",
             f"{samples['outputs']:,} outputs of every model and {samples['evaluation']:,} answers an evaluation; "
@@ -230,7 +242,11 @@ def made(audit: words.Audit, page: Page) -> str:
         ("Number of samples", text(samples["chosen"] or "as asked for, or the default", 400)),
         ("Memory of the gradients", text(gib(samples["bytes"]))),
         ("Seed", f"<code>{audit['seed']}</code>"),
-        ("Spec", text(audit["spec_name"], 120) + (f" (<code>{text(audit['spec_file'], 120)}</code>)" if audit["spec_file"] else "")),
+        (
+            "Spec",
+            text(audit["spec_name"], 120)
+            + (f" (<code>{text(audit['spec_file'], 120)}</code>)" if audit["spec_file"] else ""),
+        ),
         ("SHA-256 of the spec", f"<code>{text(audit['spec_sha256'], 80)}</code>"),
         ("Crossfeed", text(audit["crossfeed"], 40)),
     ]
@@ -254,7 +270,16 @@ def made(audit: words.Audit, page: Page) -> str:
         ]
         for m in audit["models"]
     ]
-    head = ["Model", "Family", "Its people’s reward", "Curation ratio", "Parameters", "Coordinates", "These are", "Largest curvature"]
+    head = [
+        "Model",
+        "Family",
+        "Its people’s reward",
+        "Curation ratio",
+        "Parameters",
+        "Coordinates",
+        "These are",
+        "Largest curvature",
+    ]
     shown = table(head, models, "The models as the estimate sees them", 100)
     return (
         f'<dl class="reproduce">{listing}</dl>{table(["Stage", "Time", "Share"], stages, "Time by stage")}'

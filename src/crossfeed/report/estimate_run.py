@@ -47,7 +47,10 @@ def predicted(facts: Facts, audit: words.Audit) -> str:
         parts.append(table(head, rows, f"Change of alignment from round {start} to round {last}, predicted and seen"))
     else:
         parts.append(
-            paragraph("The run has no rounds after the audit’s, or no evaluation of the same name, so there is nothing to compare.", "note")
+            paragraph(
+                "The run has no rounds after the audit’s, or no evaluation of the same name, so there is nothing to compare.",
+                "note",
+            )
         )
     columns = [c for c, setting in enumerate(audit["settings"]) if setting["model"] in mains(audit)][:LISTED]
     if columns:

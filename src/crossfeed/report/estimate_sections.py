@@ -58,7 +58,9 @@ def answer(audit: words.Audit, page: Page) -> str:
     failed = [check for check in audit["checks"] if check["result"] == "failed"]
     if failed:
         lines = "".join(f"<p><strong>{text(c['name'])}:</strong> {text(c['words'])}</p>" for c in failed)
-        parts.append(f'<div class="refused" role="alert"><p><strong>A check failed: do not rely on these numbers.</strong></p>{lines}</div>')
+        parts.append(
+            f'<div class="refused" role="alert"><p><strong>A check failed: do not rely on these numbers.</strong></p>{lines}</div>'
+        )
     names = called(audit)
     listed = _order(audit)
     items = "".join(f"<li>{said(raising(audit, c, names))}</li>" for c in listed[:LISTED])
@@ -71,7 +73,10 @@ def answer(audit: words.Audit, page: Page) -> str:
         plans = "".join(f"<li>{said(changed(audit, change))}</li>" for change in audit["changes"][:LISTED])
         parts.append(f'<h3>What if</h3><ul class="answers">{plans}</ul>')
     parts.append(_facts(audit))
-    beware = [*audit["warnings"], *(f"{c['name'].capitalize()}: {c['words']}" for c in not_passed(audit) if c not in failed)]
+    beware = [
+        *audit["warnings"],
+        *(f"{c['name'].capitalize()}: {c['words']}" for c in not_passed(audit) if c not in failed),
+    ]
     if beware:
         items = "".join(f"<li>{text(line, 700)}</li>" for line in beware)
         parts.append(f'<div class="warnings"><h3>Beware</h3><ul>{items}</ul></div>')
@@ -151,7 +156,10 @@ def influence(audit: words.Audit, page: Page) -> str:
     )
     drawing = page.figure("matrix", influence_matrix(audit), caption)
     if not drawing:
-        drawing = paragraph(f"The matrix has more than {LARGE} rows or columns and is not drawn; these are its strongest entries.", "note")
+        drawing = paragraph(
+            f"The matrix has more than {LARGE} rows or columns and is not drawn; these are its strongest entries.",
+            "note",
+        )
     numbers = table(*without_empty(*_matrix_rows(audit)), "Influence of curation", cut=400)
     return drawing + (fold("The numbers", numbers) if len(audit["settings"]) <= LARGE else numbers)
 
@@ -176,7 +184,15 @@ def _matrix_rows(audit: words.Audit) -> tuple[list[str], list[list[str]]]:
                 num(needed) if one["verdict"] == "cannot tell" and needed else "",
             ]
         )
-    head = ["Raise", "Effect on", f"By {POINTS}", f"{percent(audit)} interval", "Verdict", "Alone", "Outputs that would tell"]
+    head = [
+        "Raise",
+        "Effect on",
+        f"By {POINTS}",
+        f"{percent(audit)} interval",
+        "Verdict",
+        "Alone",
+        "Outputs that would tell",
+    ]
     return head, rows
 
 
@@ -213,7 +229,9 @@ def course(audit: words.Audit, page: Page) -> str:
 def _course_table(audit: words.Audit) -> str:
     trajectory, labels = audit["trajectory"], evaluation_labels(audit)
     last = trajectory["rounds"][-1]
-    seen = {found["evaluation"]: dict(zip(found["rounds"], found["value"], strict=True)) for found in trajectory["observed"]}
+    seen = {
+        found["evaluation"]: dict(zip(found["rounds"], found["value"], strict=True)) for found in trajectory["observed"]
+    }
     rows = []
     for e, label in enumerate(labels):
         found = audit["evaluations"][e]

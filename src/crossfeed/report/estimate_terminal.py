@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossfeed.report import words
 from crossfeed.report.estimate_words import (
+    MOST,
     POINTS,
     STEP,
     VERDICTS,
@@ -67,10 +68,12 @@ def _table(audit: words.Audit) -> list[RenderableType]:
         value = fixed([STEP * one["matrix"]], half, sign=True)[0]
         low, high = fixed([STEP * one["low"], STEP * one["high"]], half)
         verdict = Text(one["verdict"], style=VERDICTS[one["verdict"]].terminal)
-        if one["verdict"] == "cannot tell" and one["needed"]:
+        if one["verdict"] == "cannot tell" and one["needed"] and one["needed"] <= MOST:
             needed = words.number(one["needed"], 2)
             verdict.append(f" (about {needed} outputs would)", style="dim")
-        shown.add_row(Text(across[c]), Text(down[e]), _plain(value), _plain(f"{low} to {high}" if half else ""), verdict)
+        shown.add_row(
+            Text(across[c]), Text(down[e]), _plain(value), _plain(f"{low} to {high}" if half else ""), verdict
+        )
     return [Text(title, style="bold"), shown]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,10 @@ STEP = 0.1
 """Influence is a slope; sentences and charts give it for 10 percentage points more of a curation ratio."""
 POINTS = "10 points"
 CROWDED = 4
+MANY = 6
+"""With more models, the headline counts them."""
+MOST = 10_000_000
+"""More outputs than this are not worth naming."""
 
 
 class Shown(NamedTuple):
@@ -35,12 +40,11 @@ VERDICTS = {
 
 def fixed(values: Sequence[float], half: float | None, sign: bool = False) -> list[str]:
     """Numbers to the second digit of their uncertainty; three significant digits where there is none, or too small."""
-    from math import floor, log10
-
-    digits = 1 - floor(log10(half)) if half else 9
+    digits = 1 - math.floor(math.log10(half)) if half else 9
     if not 0 <= digits <= 5:
         return [number(v, sign=sign) for v in values]
-    return [f"{v:{'+' if sign else ''},.{digits}f}".replace("-", MINUS) for v in values]
+    rounded = [round(v, digits) + 0.0 for v in values]  # + 0.0 turns −0.0 into 0.0
+    return [f"{v:{'+' if sign and v else ''},.{digits}f}".replace("-", MINUS) for v in rounded]
 
 
 def span(value: float | None, low: float | None, high: float | None, scale: float = 1.0) -> str:
@@ -115,7 +119,7 @@ def _numbers(one: Mapping[str, Any], tell: bool = False) -> str:
     more = ""
     if needed is not None:
         enough = f"about {number(float(f'{needed:.2g}'))} outputs of every model would tell"
-        more = f"; {enough if needed <= 10_000_000 else 'no affordable number of outputs would tell'}"
+        more = f"; {enough if needed <= MOST else 'no affordable number of outputs would tell'}"
     return f" ({span(one['matrix'], one['low'], one['high'], STEP)}{more})"
 
 
@@ -127,7 +131,9 @@ def raising(audit: Audit, c: int, names: Mapping[str, str] | None = None) -> lis
     if who in main:
         one = entry(audit, main[who], c)
         if one["verdict"] == "cannot tell":
-            clauses[0] = Clause(f"Whether raising {names[who]}’s curation by {POINTS} helps or harms {names[who]} itself ")
+            clauses[0] = Clause(
+                f"Whether raising {names[who]}’s curation by {POINTS} helps or harms {names[who]} itself "
+            )
             clauses += [Clause("cannot be told", "cannot tell"), Clause(_numbers(one, tell=True))]
         else:
             verb, rest = SELF[one["verdict"]]
@@ -141,19 +147,19 @@ def raising(audit: Audit, c: int, names: Mapping[str, str] | None = None) -> lis
     return [*clauses, Clause(".")]
 
 
-def _others(
-    audit: Audit, c: int, who: str, main: Mapping[str, int], names: Mapping[str, str]
-) -> list[list[Clause]]:
+def _others(audit: Audit, c: int, who: str, main: Mapping[str, int], names: Mapping[str, str]) -> list[list[Clause]]:
     found = {n: entry(audit, e, c) for n, e in main.items() if n != who}
     crowded = len(found) > CROWDED
-    most = 3 if crowded else CROWDED
     out = []
     for verdict, verb in (("harms", "harms"), ("helps", "helps")):
         members = sorted((n for n in found if found[n]["verdict"] == verdict), key=lambda n: -abs(found[n]["matrix"]))
-        if members:
-            told = [names[n] + _numbers(found[n]) for n in members[:most]]
-            more = [f"{len(members) - most:,} more"] if len(members) > most else []
-            out.append([Clause(verb, verdict), Clause(f" {join([*told, *more])}")])
+        if members and crowded:
+            others = plural(len(members), "other model")
+            out.append(
+                [Clause(verb, verdict), Clause(f" {others}, most of all {join([names[n] for n in members[:2]])}")]
+            )
+        elif members:
+            out.append([Clause(verb, verdict), Clause(f" {join([names[n] + _numbers(found[n]) for n in members])}")])
     still = [n for n in found if found[n]["verdict"] == "no effect"]
     if still and not crowded:
         out.append([Clause("does nothing", "no effect"), Clause(f" for {join([names[n] for n in still])}")])
@@ -170,13 +176,17 @@ def _others(
 def bottom_line(audit: Audit) -> str:
     """The answer in one sentence or two."""
     if not audit["settings"]:
-        return "No model here has a curation ratio that can be raised, so there is no influence of curation to estimate."
+        return (
+            "No model here has a curation ratio that can be raised, so there is no influence of curation to estimate."
+        )
     names, main = called(audit), mains(audit)
     own: dict[str, list[str]] = {}
     for c, setting in enumerate(audit["settings"]):
         if setting["model"] in main:
             verdict = audit["influence"]["verdict"][main[setting["model"]]][c]
             own.setdefault(verdict, []).append(names[setting["model"]])
+    if len(audit["settings"]) > MANY:
+        return _counted(audit, own)
     parts = []
     for verdict, words in (
         ("backfires", "backfires for {who}: it lowers the alignment of the model it is spent on"),
@@ -189,9 +199,7 @@ def bottom_line(audit: Audit) -> str:
     first = f"Over {rounds(audit)}, more curation " + "; it ".join(parts) if parts else ""
     unsure = own.get("cannot tell", [])
     if unsure and not parts:
-        first = (
-            f"From these samples it cannot be told whether more curation helps or harms {_some(unsure)} over {rounds(audit)}"
-        )
+        first = f"From these samples it cannot be told whether more curation helps or harms {_some(unsure)} over {rounds(audit)}"
     elif unsure:
         first += f"; for {_some(unsure)} the sign cannot be told from these samples"
     harmed = {
@@ -202,6 +210,33 @@ def bottom_line(audit: Audit) -> str:
     }
     second = f" It also harms others: {_some(sorted(harmed))}." if harmed else ""
     return f"{first}.{second}"
+
+
+def _counted(audit: Audit, own: Mapping[str, Sequence[str]]) -> str:
+    """The answer of many models, in numbers of them."""
+    total = sum(map(len, own.values()))
+    told = [
+        words.format(n=f"{len(own[verdict]):,}")
+        for verdict, words in (
+            ("backfires", "backfires for {n}"),
+            ("dampened", "helps {n}, though less than if the others stood still"),
+            ("helps", "helps {n}"),
+            ("no effect", "does nothing for {n}"),
+        )
+        if own.get(verdict)
+    ]
+    unsure = f"for {len(own['cannot tell']):,} the sign cannot be told" if own.get("cannot tell") else ""
+    first = f"Over {rounds(audit)}, of {total:,} models: more curation of a model {'; '.join(told)}" if told else ""
+    line = "; ".join(part for part in (first, unsure) if part)
+    line = line[0].upper() + line[1:]
+    pairs = [
+        audit["influence"]["verdict"][e][c]
+        for m, e in mains(audit).items()
+        for c, setting in enumerate(audit["settings"])
+        if setting["model"] != m
+    ]
+    harmed = f" It harms another model in {pairs.count('harms'):,} of {len(pairs):,} pairs." if "harms" in pairs else ""
+    return f"{line}.{harmed}"
 
 
 def _some(members: Sequence[str]) -> str:
