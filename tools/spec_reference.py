@@ -43,7 +43,7 @@ later stage `then.temperature` and so on. Picks from a file count as curated, an
 
 **Networks.** Models of the families `flow` (vectors), `diffusion` (images) and `causal_lm` (text) are trained, sampled and
 retrained by `crossfeed run`; all models are networks, or none. They need `train`; their first inputs are those of
-`pretrain.data`, or of their real sources. `ridge`, `start`, `update.steps`, `candidates: inf` and what `audit` adds are for
+`pretrain.data`, or of their real sources. `ridge`, `start`, `update.steps`, `candidates: inf` and `audit.thresholds` are for
 closed-form families only; keys that say "Networks" for networks only.
 
 **Scales.** `scales` holds named sets of changes, applied by `--scale NAME`; `--set PATH=VALUE` changes one more place, or a

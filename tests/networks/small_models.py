@@ -28,7 +28,7 @@ def world(inputs: list[str] = INPUTS, template: str = "Shorten: {input}\nShort:"
     """Texts, their answers, and nothing else."""
     prompts = Prompts()
     rows = list(range(len(inputs)))
-    index = prompts._add("tools", inputs, [template.replace("{input}", text) for text in inputs], rows)
+    index = prompts.add("tools", inputs, [template.replace("{input}", text) for text in inputs], rows)
     data = DataSet("tools", len(inputs), rows, index, ANSWERS[: len(inputs)])
     return World(SimpleNamespace(seed=seed), prompts, {"tools": data}, "text", ())  # type: ignore[arg-type]
 

@@ -111,7 +111,7 @@ def test_run_folder_beside_what_it_did(run_folder, tmp_path, monkeypatch, capsys
 )
 def test_budget(spec, capsys, text, words):
     assert main(["audit", spec, "--budget", text, "--rounds", "1"]) == 0
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     data = json.loads(Path("crossfeed-two/audit.json").read_text(encoding="utf-8"))
     assert words in err
     assert data["samples"]["outputs"] == (64 if words else 70)

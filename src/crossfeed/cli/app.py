@@ -31,10 +31,9 @@ from crossfeed.cli.arguments import (
     grid_of,
     load_spec,
     say,
-    spec_options,
 )
 from crossfeed.errors import CrossfeedError
-from crossfeed.report.output import results_folder, write_whole
+from crossfeed.report.output import results_folder
 from crossfeed.report.progress import progress
 
 REPRODUCTIONS = {"fig3": "crossfeed.reproduce.fig3"}

@@ -528,7 +528,7 @@ class Samples(Node):
 
 
 class Change(Node):
-    """A planned change whose consequences the audit works out by re-solving."""
+    """A planned change whose consequences the audit works out: closed forms by re-solving, networks from its samples."""
 
     path: str = Field(description="A setting, e.g. `p.curation`.")
     to: Number = Field(description="Its new value.")
@@ -547,8 +547,8 @@ class ThresholdQuery(Node):
 class AuditOptions(Node):
     """What the audit adds to its standard contents."""
 
-    changes: list[Change] = Field(default_factory=list, description="Changes to work out by re-solving.")
-    thresholds: list[ThresholdQuery] = Field(default_factory=list, description="Sign changes to look for.")
+    changes: list[Change] = Field(default_factory=list, description="Changes to work out: closed forms by re-solving, networks from the samples.")
+    thresholds: list[ThresholdQuery] = Field(default_factory=list, description="Closed forms: sign changes to look for.")
     confidence: Annotated[float, Field(gt=0.5, lt=1), FINITE] = Field(
         default=0.95, description="Level of the intervals and of the smallest n."
     )

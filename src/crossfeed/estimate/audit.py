@@ -15,7 +15,6 @@ from scipy.stats import norm
 from torch import Tensor
 
 from crossfeed.describe.schema import Ecosystem
-from crossfeed.describe.settings import get
 from crossfeed.errors import NotAvailableError, SettingError
 from crossfeed.estimate.bank import Bank, build_bank
 from crossfeed.estimate.base import Differentiable
@@ -25,6 +24,7 @@ from crossfeed.estimate.lookahead import Course, course, moved, shifted
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.points import Point, open_point
+from crossfeed.estimate.recorded import Recorded, read_recorded
 from crossfeed.networks.base import LIKELIHOOD
 
 Progress = Callable[[str, int, int], None]
@@ -124,6 +124,7 @@ def audit_networks(
     look_ahead: bool = True,
     limit: int = 3000,
     point: Point | None = None,
+    outputs: Mapping[str, str | Path] | None = None,
     progress: Progress | None = None,
 ) -> NetworkAudit:
     """Estimate the influence of curation on every alignment, without retraining.
@@ -139,6 +140,8 @@ def audit_networks(
         look_ahead: Take gradients where the models are predicted to be in the middle of the horizon.
         limit: Models with more parameters are kept in their samples' span.
         point: Where the models are, if they have been opened; ``run``, ``round`` and ``device`` are then not looked at.
+        outputs: Files with outputs that models gave as they are now, by model, to take instead of new ones
+            (:mod:`crossfeed.estimate.recorded`); gradients are then taken at the present parameters, without looking ahead.
         progress: Called with (stage, done, in all).
 
     Raises:
@@ -161,7 +164,9 @@ def audit_networks(
                 f"models.{name}: a {eco.models[name].family.kind} network has no likelihood, and the gradient bank needs one; "
                 "use the matrix-free solver"
             )
-    work = _Work(eco, point, models, seed, limit, rounds, clock)
+    recorded = _recorded(outputs or {}, point)
+    look_ahead = look_ahead and not recorded
+    work = _Work(eco, point, models, seed, limit, recorded, clock)
     ahead: Course | None = None
     first: Bank | None = None
     shift: dict[str, Tensor] = {}
@@ -179,9 +184,15 @@ def audit_networks(
     with clock.stage("checking"):
         checks = all_checks(found.bank, found.answer, found.horizon, ahead)
     now = [_mean(rows.draw.rewards, rows.draw.clusters) for rows in (first or bank).evaluations]
-    return NetworkAudit(
-        found, point, ahead, checks, size, clock.seconds, eco.audit.confidence, now=now, seed=seed
-    )
+    return NetworkAudit(found, point, ahead, checks, size, clock.seconds, eco.audit.confidence, now=now, seed=seed)
+
+
+def _recorded(outputs: Mapping[str, str | Path], point: Point) -> dict[str, Recorded]:
+    for name in outputs:
+        if name not in point.networks:
+            need = f"need one of {', '.join(point.networks)}"
+            raise SettingError(f"outputs of {name}: found no such model; {need}")
+    return {name: read_recorded(name, file, point.world) for name, file in outputs.items()}
 
 
 def _mean(rewards: Tensor, clusters: Tensor) -> tuple[float, float]:
@@ -202,17 +213,25 @@ class _Work:
         models: Mapping[str, Differentiable],
         seed: int,
         limit: int,
-        rounds: int,
+        recorded: Mapping[str, Recorded],
         clock: _Clock,
     ) -> None:
         self.eco, self.point, self.models, self.seed, self.limit, self.clock = eco, point, models, seed, limit, clock
+        self.recorded = recorded
 
     def bank(self, size: Size, number: int) -> Bank:
         point, clock = self.point, self.clock
         total = outputs_of(self.eco, size)
         with clock.stage("sampling", total) as advance:
             draws = network_draws(
-                point.world, point.networks, point.rewards, point.prompts, size, self.seed + 7919 * number, advance
+                point.world,
+                point.networks,
+                point.rewards,
+                point.prompts,
+                size,
+                self.seed + 7919 * number,
+                advance,
+                recorded=self.recorded,
             )
         count = gradients_of(draws.sources, draws.evaluations)
         with clock.stage("gradients", count) as advance:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from crossfeed.describe.schema import Curated, Ecosystem, Picks, Raw, Real, Source, source_names
 from crossfeed.errors import SettingError
 from crossfeed.estimate.bank import build_bank
+from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.estimator import estimate
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
@@ -143,7 +144,9 @@ def check_memory(point: Point, size: Size, look_ahead: bool = True) -> Need:
 
 def gib(value: float) -> str:
     """Bytes in words: ``3.2 GiB``, ``45 MiB``."""
-    return f"{value / 2**30:,.1f} GiB" if value >= 2**30 else f"{max(value / 2**20, 0.1):.2g} MiB"
+    return (
+        f"{value / 2**30:,.1f} GiB" if value >= 2**30 else f"{value / 2**20:,.{0 if value >= 10 * 2**20 else 1}f} MiB"
+    )
 
 
 def rounded(number: int) -> int:
@@ -157,33 +160,34 @@ def rounded(number: int) -> int:
 
 @dataclass(frozen=True)
 class Pace:
-    """How long an audit takes: seconds an output a producer, and of solving at a number of outputs.
+    """How long an audit takes, from a timed pilot.
 
     Attributes:
         output: Seconds of sampling and of gradients for one more output of every producer and evaluation.
         solving: Seconds of one solve.
         outputs: At so many outputs.
-        growing: Whether a solve grows with the samples: coordinates are their span.
+        growth: From outputs to how many times as long a solve takes with them; it goes with the cube of the coordinates.
         spent: Seconds that finding out took.
     """
 
     output: float
     solving: float
     outputs: int
-    growing: bool
+    growth: Callable[[int], float]
     spent: float
 
     def seconds(self, outputs: int, look_ahead: bool = True) -> float:
         """About how long an audit with so many outputs takes."""
-        solve = self.solving * ((outputs / self.outputs) ** 3 if self.growing and outputs > self.outputs else 1)
-        return (1.5 if look_ahead else 1.0) * outputs * self.output + (2 if look_ahead else 1) * solve
+        solve = self.solving * self.growth(outputs)
+        early = self.solving * self.growth(outputs // 2) if look_ahead else 0.0
+        return (1.5 if look_ahead else 1.0) * outputs * self.output + solve + early
 
     def affordable(self, seconds: float, most: int = MOST, look_ahead: bool = True) -> int:
         """The most outputs that take at most so long, at least :data:`LEAST`."""
         low, high = LEAST, max(LEAST, most)
         if self.seconds(high, look_ahead) <= seconds:
             return high
-        while high - low > 1:
+        while high - low > max(1, low // 100):
             middle = (low + high) // 2
             low, high = (middle, high) if self.seconds(middle, look_ahead) <= seconds else (low, middle)
         return max(LEAST, rounded(low))
@@ -193,26 +197,52 @@ def pace_of(
     point: Point,
     rounds: int,
     like: Size,
+    budget: float,
     seed: int = 0,
-    outputs: int = 2 * LEAST,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Pace:
-    """Time a pilot: a few samples through everything, twice, of which the second counts."""
+    """Time a pilot: a few samples through everything, then four times as many, while that is a small part of the budget.
+
+    Args:
+        point: The models.
+        rounds: Horizon.
+        like: How many answers to one prompt of an evaluation.
+        budget: Seconds.
+        seed: Of the draws.
+        progress: Called with (stage, done, in all).
+    """
     begun = time.perf_counter()
-    eco = point.world.eco
     models = {name: differentiable(network) for name, network in point.networks.items()}
-    trainings = {name: model.train for name, model in eco.models.items()}
-    marks = [0.0, 0.0, 0.0]
-    bank = None
-    for turn, number in enumerate((LEAST // 2, outputs)):
+    number = LEAST // 2  # what only the first call costs is not counted
+    while True:
         if progress is not None:
-            progress("timing a few samples", turn, 2)
-        marks[0] = time.perf_counter()
-        draws = network_draws(point.world, point.networks, point.rewards, point.prompts, sized(number, like), seed)
-        bank = build_bank(models, draws, trainings, seed=seed, limit=LIMIT)
-        marks[1] = time.perf_counter()
-        estimate(eco, bank, rounds=rounds, first_round=point.round + 1)
-        marks[2] = time.perf_counter()
-    assert bank is not None
-    growing = any(model.basis.basis is not None for model in bank.models)
-    return Pace((marks[1] - marks[0]) / outputs, marks[2] - marks[1], outputs, growing, time.perf_counter() - begun)
+            progress(f"timing {number} samples", 0, 1)
+        marks = _timed(point, models, rounds, sized(number, like), seed)
+        width = _width(point, number, like)
+
+        def growth(outputs: int, width: int = width) -> float:
+            return max(1.0, (_width(point, outputs, like) / width) ** 3)
+
+        spent = time.perf_counter() - begun
+        pace = Pace(marks[0] / number, marks[1], number, growth, spent)
+        if number >= 2 * LEAST and (number >= 8192 or spent + pace.seconds(4 * number, False) > budget / 6):
+            return pace
+        number *= 4
+
+
+def _timed(
+    point: Point, models: Mapping[str, Differentiable], rounds: int, size: Size, seed: int
+) -> tuple[float, float]:
+    """Seconds of sampling and gradients, and of solving."""
+    trainings = {name: model.train for name, model in point.world.eco.models.items()}
+    start = time.perf_counter()
+    draws = network_draws(point.world, point.networks, point.rewards, point.prompts, size, seed)
+    bank = build_bank(models, draws, trainings, seed=seed, limit=LIMIT)
+    middle = time.perf_counter()
+    estimate(point.world.eco, bank, rounds=rounds, first_round=point.round + 1)
+    return middle - start, time.perf_counter() - middle
+
+
+def _width(point: Point, outputs: int, like: Size) -> int:
+    """Most coordinates of a model."""
+    return max(need_of(point, sized(outputs, like), look_ahead=False).coordinates.values())

@@ -131,15 +131,15 @@ def effective(rows: SourceRows) -> float:
 
 
 def samples(bank: Bank) -> Check:
-    """There are enough different prompts."""
+    """There are enough different prompts, and not the same ones under different numbers."""
     thin, repeated = [], []
     for rows in bank.sources:
-        num, kish = len(rows.draw.clusters), effective(rows)
+        kish, asked = effective(rows), len(rows.draw.prompts.unique())
         name = f"{rows.draw.consumer}.{rows.draw.name}"
         if kish < FEW:
             thin.append(f"{name} ({kish:.0f})")
-        elif rows.draw.candidates > 1 and kish < num / 4:
-            repeated.append(f"{name} ({kish:.0f} of {num:,})")
+        elif asked > 1 and kish < asked / 2:
+            repeated.append(f"{name} ({kish:.0f} of {asked:,})")
     if thin:
         words = f"Fewer than {FEW} different prompts or groups: {', '.join(thin[:6])}; intervals are rough. Use more prompts or samples."
         return Check("samples", "warning", words)
@@ -160,7 +160,9 @@ def rewards(bank: Bank) -> Check:
         if float(judged.draw.rewards.amax()) == float(judged.draw.rewards.amin()):
             flat.append(f"the reward of evaluation {judged.draw.model}.{judged.draw.name}")
     if flat:
-        words = f"Constant: {', '.join(flat[:6])}. Picks by it are random and alignment cannot move; look at the reward."
+        words = (
+            f"Constant: {', '.join(flat[:6])}. Picks by it are random and alignment cannot move; look at the reward."
+        )
         return Check("rewards", "warning", words)
     return Check("rewards", "passed", "Every reward is finite and tells candidates apart.")
 

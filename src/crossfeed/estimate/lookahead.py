@@ -64,15 +64,15 @@ def course(bank: Bank, system: System, horizon: Horizon) -> Course:
 
 def moved(bank: Bank, state: list[Tensor]) -> dict[str, Tensor]:
     """By model, the change of its parameters (d,) that coordinates (r_i, 1) stand for."""
-    return {
-        model.name: model.basis.to_parameters(x[:, 0]) for model, x in zip(bank.models, state, strict=True)
-    }
+    return {model.name: model.basis.to_parameters(x[:, 0]) for model, x in zip(bank.models, state, strict=True)}
 
 
 @contextmanager
 def shifted(networks: Mapping[str, Network], shift: Mapping[str, Tensor]) -> Iterator[None]:
     """Within it, the networks' parameters are moved by these vectors (d,); afterwards they are as they were."""
-    before = {name: {k: v.detach().clone() for k, v in network.parameters().items()} for name, network in networks.items()}
+    before = {
+        name: {k: v.detach().clone() for k, v in network.parameters().items()} for name, network in networks.items()
+    }
     try:
         for name, network in networks.items():
             if name in shift:

@@ -20,6 +20,7 @@ from crossfeed.errors import DataError, NotAvailableError, SettingError
 from crossfeed.estimate.draws import Draws, EvaluationDraw, SourceDraw, one_each, with_rules
 from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.picks import pick_probabilities, pick_rewards
+from crossfeed.estimate.recorded import Recorded
 from crossfeed.networks.base import RSAMPLE, Network, Outputs
 from crossfeed.networks.randomness import generator, passes
 from crossfeed.networks.rewards import RewardFn
@@ -71,6 +72,7 @@ class _Maker:
         seed: int,
         advance: Advance | None,
         pathwise: Collection[str],
+        recorded: Mapping[str, Recorded],
     ) -> None:
         self.world, self.eco, self.networks, self.rewards = world, world.eco, networks, rewards
         self.smooth = {name: differentiable(networks[name]) for name in pathwise}
@@ -81,6 +83,7 @@ class _Maker:
         self.made: dict[Key, _Made] = {}
         self.judged: dict[tuple[Key, str], Tensor] = {}
         self.largest = _largest(self.eco)
+        self.recorded = recorded
 
     def clusters(self, prompts: Tensor) -> Tensor:
         """Groups hang together by the prompt's words where prompts are texts, wherever these stand; else each stands alone."""
@@ -107,6 +110,9 @@ class _Maker:
             where = f"models.{consumer}.sources.{name}"
             known = {r: self._judge(key, r, where).view(-1, size) for r in pick_rewards(source, people)}
             chances = pick_probabilities(source, people, known).expand(len(prompts), -1)
+            picked = self._picked(source, size, where)
+            if picked is not None:
+                chances, known = torch.nn.functional.one_hot(picked, size).double(), {}
         outputs = made.outputs if source.map is None else mapped(source.map, made.outputs)
         return SourceDraw(
             consumer=consumer,
@@ -165,11 +171,18 @@ class _Maker:
 
     def _key(self, source: Raw | Curated, size: int) -> Key:
         place = (source.producer, source.inputs, source.sampling_temperature)
+        if source.producer in self.recorded:
+            return (*place, self._recorded_size(source.producer, size))
         largest = self.largest[place]
         return (*place, largest if largest % size == 0 else size)
 
     def _make(self, key: Key) -> _Made:
-        if key not in self.made:
+        if key not in self.made and key[0] in self.recorded:
+            found = self.recorded[key[0]]
+            keep = torch.arange(len(found.prompts))[: max(2, self.size.outputs // found.candidates)]
+            texts = found.outputs[: len(keep) * found.candidates]
+            self.made[key] = _Made(found.prompts[keep], texts, found.candidates, self.next_cluster, None)
+        elif key not in self.made:
             producer, inputs, temperature, size = key
             network = self.networks[producer]
             num = max(2, self.size.outputs // size)
@@ -202,6 +215,29 @@ class _Maker:
                 self.next_cluster += num
         return self.made[key]
 
+    def _recorded_size(self, producer: str, size: int) -> int:
+        """K on file, which must serve groups of ``size``."""
+        found = self.recorded[producer]
+        if found.candidates % size:
+            raise DataError(
+                f"outputs of {producer}: {found.file}: found {found.candidates} candidates a prompt; need a multiple of {size}, as the "
+                "spec's sources have it, or change their `candidates`"
+            )
+        return found.candidates
+
+    def _picked(self, source: Curated, size: int, where: str) -> Tensor | None:
+        """(n,) picks on record, where the producer's own people pick by one stage among all candidates; else None."""
+        found = self.recorded.get(source.producer)
+        if found is None or found.picked is None:
+            return None
+        if source.curator not in (None, self.eco.models[source.producer].reward) or source.then is not None:
+            return None
+        if size != found.candidates:
+            raise DataError(
+                f"{where}.candidates: found {size}; need {found.candidates}, as many as people chose from in {found.file}"
+            )
+        return found.picked[: max(2, self.size.outputs // size)]
+
     def _smooth(
         self, name: str, prompts: Tensor, draw: torch.Generator, *, evaluating: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -223,6 +259,10 @@ class _Maker:
     def _judge(self, key: Key, reward: str, where: str) -> Tensor:
         if (key, reward) not in self.judged:
             made = self.made[key]
+            found = self.recorded.get(key[0])
+            if found is not None and found.rewards is not None and reward == self.eco.models[key[0]].reward:
+                self.judged[key, reward] = found.rewards[: len(made.prompts)].flatten()
+                return self.judged[key, reward]
             prompts = made.prompts.repeat_interleave(made.size)
             self.judged[key, reward] = finite_rewards(self.rewards[reward], reward, where, prompts, made.outputs)
         return self.judged[key, reward]
@@ -237,6 +277,7 @@ def network_draws(
     seed: int,
     advance: Advance | None = None,
     pathwise: Collection[str] = (),
+    recorded: Mapping[str, Recorded] | None = None,
 ) -> Draws:
     """Draw every source, those of weight 0 included, and every evaluation.
 
@@ -251,6 +292,7 @@ def network_draws(
         size: How many samples.
         seed: Of all draws.
         advance: Called with the number of outputs just made.
+        recorded: Outputs on file, by model, taken instead of new ones.
         pathwise: Models that sample by :meth:`~crossfeed.estimate.base.Differentiable.rsample`.
 
     Raises:
@@ -263,7 +305,7 @@ def network_draws(
                 f"models.{name}: found a model whose outputs are no differentiable function of its parameters; leave it out of "
                 "`pathwise`, its likelihood is enough"
             )
-    make = _Maker(world, networks, rewards, prompts, size, seed, advance, pathwise)
+    make = _Maker(world, networks, rewards, prompts, size, seed, advance, pathwise, recorded or {})
     eco = world.eco
     with torch.no_grad():
         sources = [

@@ -24,6 +24,7 @@ from crossfeed.estimate.estimator import Estimate, directions_of
 from crossfeed.estimate.influence import Answer, cluster_effects, solve, standard_errors
 from crossfeed.estimate.picks import pick_candidates, pick_probabilities
 from crossfeed.estimate.system import System, candidates_of, group_weights, moments
+from crossfeed.record.spec_copy import comparable
 
 MOVABLE = ("weight", "candidates", "temperature", "noise", "other_share", "curator", "other_curator", "then")
 
@@ -57,7 +58,9 @@ def what_if(estimate: Estimate, changed: Ecosystem) -> WhatIf:
     """
     bank, answer, horizon = estimate.bank, estimate.answer, estimate.horizon
     nodes = _nodes(estimate.eco, changed)
-    chances = [_probabilities(rows, before, after, changed) for rows, (before, after) in zip(bank.sources, nodes, strict=True)]
+    chances = [
+        _probabilities(rows, before, after, changed) for rows, (before, after) in zip(bank.sources, nodes, strict=True)
+    ]
     found = [
         part if chance is None else moments(rows, probabilities=chance)
         for rows, part, chance in zip(bank.sources, answer.system.found, chances, strict=True)
@@ -101,22 +104,32 @@ def _nodes(eco: Ecosystem, changed: Ecosystem) -> list[tuple[Source, Source]]:
     Raises:
         SettingError: anything but what :data:`MOVABLE` says differs.
     """
-    pairs = []
+    was, now = comparable(eco), comparable(changed)
+    if list(was["models"]) != list(now["models"]):
+        raise SettingError("models: found other models; a what-if changes weights and picks only: audit the new spec")
+    pairs: list[tuple[Source, Source]] = []
     for name, model in eco.models.items():
-        other = changed.models.get(name)
-        if other is None or len(other.sources) != len(model.sources):
-            raise SettingError(f"models.{name}: found other sources; a what-if changes weights and picks only: audit the new spec")
-        labels = source_names(model)
-        for label, before, after in zip(labels, model.sources, other.sources, strict=True):
-            left, right = before.model_dump(), after.model_dump()
+        other = changed.models[name]
+        if len(other.sources) != len(model.sources):
+            raise SettingError(
+                f"models.{name}: found other sources; a what-if changes weights and picks only: audit the new spec"
+            )
+        rows = zip(was["models"][name]["sources"], now["models"][name]["sources"], strict=True)
+        for label, (left, right) in zip(source_names(model), rows, strict=True):
             differ = [key for key in left | right if key not in MOVABLE and left.get(key) != right.get(key)]
             if differ:
                 raise SettingError(
                     f"{name}.sources.{label}.{differ[0]}: found a change that needs new samples; audit the changed spec instead"
                 )
-            pairs.append((before, after))
-    rest = {"models": eco.models, "audit": eco.audit}
-    if eco.model_copy(update=rest) != changed.model_copy(update=rest):
+        pairs += zip(model.sources, other.sources, strict=True)
+        left, right = was["models"][name], now["models"][name]
+        differ = [key for key in left if key not in ("sources", "gives_way") and left[key] != right[key]]
+        if differ:
+            raise SettingError(
+                f"models.{name}.{differ[0]}: found a change of the model; a what-if changes weights and picks only: audit the changed "
+                "spec instead"
+            )
+    if any(was[key] != now[key] for key in was if key not in ("models", "audit")):
         raise SettingError("what-if: found changes outside of the models' sources; audit the changed spec instead")
     return pairs
 
@@ -125,7 +138,8 @@ def _probabilities(rows: SourceRows, before: Source, after: Source, changed: Eco
     """(n, K') under the new rule; None where it is the old one."""
     if not isinstance(before, Curated) or not isinstance(after, Curated):
         return None
-    if before.model_copy(update={"weight": 0.0}) == after.model_copy(update={"weight": 0.0}):
+    rule, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    if all(rule[key] == new[key] for key in rule if key != "weight"):
         return None
     where = f"{rows.draw.consumer}.sources.{rows.draw.name}"
     size = pick_candidates(after, where)

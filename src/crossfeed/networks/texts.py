@@ -128,7 +128,7 @@ def _table(
     """The rows that are used and their cells by column."""
     where, file = f"data.{name}: {data.file}", data.file
     try:
-        names, read = _open(file)
+        names, read = open_table(file)
     except DataError as error:
         text = str(error)
         raise DataError(f"data.{name}.file: {text}" if file in text else f"{where}: {text}") from None
@@ -163,8 +163,12 @@ def _table(
     return rows, [[cells[row] for row in rows] for cells in table[: len(columns)]]
 
 
-def _open(file: str) -> tuple[list[str], Any]:
-    """The names of a table's columns and a function that reads some of them."""
+def open_table(file: str) -> tuple[list[str], Any]:
+    """The names of a table's columns and a function that reads some of them: column names to lists of cells.
+
+    Raises:
+        DataError: no such file, another kind, or one that cannot be read.
+    """
     if file.startswith(HUB):
         dataset = open_hub(file)
         return list(dataset.column_names), lambda columns: [_python(dataset, column) for column in columns]

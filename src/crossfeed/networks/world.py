@@ -46,7 +46,7 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def _add(self, domain: str, inputs: list[str], texts: list[str], rows: list[int]) -> Tensor:
+    def add(self, domain: str, inputs: list[str], texts: list[str], rows: list[int]) -> Tensor:
         """Append inputs; their positions."""
         start = len(self)
         self.domain += [domain] * len(inputs)
@@ -166,7 +166,7 @@ def open_world(eco: s.Ecosystem) -> World:
 
 def _vectors(eco: s.Ecosystem, dim: int) -> World:
     prompts = Prompts()
-    one = prompts._add("", [""], [""], [-1])
+    one = prompts.add("", [""], [""], [-1])
     data: dict[str, DataSet] = {}
     for name, node in eco.data.items():
         if isinstance(node, s.RowsData):
@@ -214,7 +214,7 @@ def _images(eco: s.Ecosystem, space: s.Images) -> World:
     images = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
     names = _classes(space, photographs)
     prompts = Prompts()
-    prompts._add("", list(names or ("",)), list(names or ("",)), [-1] * max(len(names), 1))
+    prompts.add("", list(names or ("",)), list(names or ("",)), [-1] * max(len(names), 1))
     prompts.labels = torch.arange(len(prompts))
     labels = np.zeros(len(photographs), np.int64) if photographs.labels is None else photographs.labels
     data: dict[str, DataSet] = {}
@@ -291,8 +291,8 @@ def _texts(eco: s.Ecosystem) -> World:
         if isinstance(node, s.TextsData):
             rows, inputs, answers = read_texts(name, node, eco.seed)
             filled = [node.template.replace("{input}", text) for text in inputs]
-            data[name] = DataSet(name, len(rows), rows, prompts._add(name, inputs, filled, rows), answers)
+            data[name] = DataSet(name, len(rows), rows, prompts.add(name, inputs, filled, rows), answers)
         elif isinstance(node, s.PreferencesData):
             rows, inputs, chosen, rejected = read_preferences(name, node, eco.seed)
-            data[name] = DataSet(name, len(rows), rows, prompts._add(name, inputs, inputs, rows), chosen, rejected)
+            data[name] = DataSet(name, len(rows), rows, prompts.add(name, inputs, inputs, rows), chosen, rejected)
     return World(eco, prompts, data, "text", ())

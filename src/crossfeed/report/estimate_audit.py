@@ -226,7 +226,8 @@ def _chosen(
         return size, None  # no bank
     say, chosen = tell or (lambda text: None), None
     if seconds is not None:
-        pace = pace_of(point, rounds, size, point.world.eco.seed if seed is None else seed, progress=progress)
+        seed = point.world.eco.seed if seed is None else seed
+        pace = pace_of(point, rounds, size, seconds, seed, progress)
         free = free_memory()
         fits = None if free is None else most_that_fit(point, size, free, look_ahead)
         number = pace.affordable(max(0.0, seconds - pace.spent), look_ahead=look_ahead)

@@ -26,7 +26,8 @@ def people(audit: words.Audit, page: Page) -> str:
 
 
 def _examples(audit: words.Audit) -> str:
-    names, out, spent, left = called(audit), [], 0, 0
+    out: list[str] = []
+    names, spent, left = called(audit), 0, 0
     for name, e in mains(audit).items():
         mine = [x for x in audit["examples"] if x["evaluation"] == e]
         body = "".join(
@@ -212,8 +213,8 @@ def limits(audit: words.Audit, page: Page) -> str:
     """What the estimate does not say."""
     lines = [
         f"It is a derivative: what a small change of curation does after {rounds(audit)}, in proportion. Large changes may do otherwise.",
-        f"Intervals ({percent(audit)}) hold what the finite sample leaves open. They do not hold errors of the linearised loop: models that "
-        "move far in the horizon, training beyond its stable step sizes, rules of training that are not smooth.",
+        f"Intervals ({percent(audit)}) hold what the finite sample leaves open. They do not hold errors of the linearised loop: models "
+        "that move far in the horizon, training beyond its stable step sizes, rules of training that are not smooth.",
         "How training shortens a round (steps, learning rate, optimiser) is taken from the spec; its randomness averages out.",
         "Alignment is the mean of a reward function that stands for people; no person was asked.",
         "The test of a prediction is retraining: run the spec with another curation ratio (crossfeed run SPEC --set p.curation=0.6) "

@@ -165,10 +165,8 @@ def _others(audit: Audit, c: int, who: str, main: Mapping[str, int], names: Mapp
         out.append([Clause("does nothing", "no effect"), Clause(f" for {join([names[n] for n in still])}")])
     unsure = [n for n in found if found[n]["verdict"] == "cannot tell"]
     if unsure:
-        if crowded:
-            what = plural(len(unsure), "other model")
-        else:
-            what = join([names[n] + _numbers(found[n], tell=True) for n in unsure])
+        named = [names[n] + _numbers(found[n], tell=True) for n in unsure]
+        what = plural(len(unsure), "other model") if crowded else join(named)
         out.append([Clause("for "), Clause(what), Clause(" the sign "), Clause("cannot be told", "cannot tell")])
     return out
 
