@@ -145,6 +145,11 @@ def build_bank(
     for name, model in models.items():
         rows = _Rows(model, seed, advance)
         mine = {k: rows.loss(d) for k, d in enumerate(draws.sources) if d.consumer == name}
+        if not any(bool((raw != 0).any()) for raw in mine.values()):
+            raise CheckFailedError(
+                f"models.{name}: all gradients of its loss are zero; its adapter is frozen or not in use: look at `lora.target` and the "
+                "checkpoint"
+            )
         made = {k: rows.score(d) for k, d in enumerate(draws.sources) if d.producer == name}
         answers = {k: rows.answers(d) for k, d in enumerate(draws.evaluations) if d.model == name}
         curved: dict[int, tuple[Tensor, Tensor]] = {}

@@ -26,6 +26,8 @@ CURVATURE = 2000
 """Most samples of a source whose curvature is worked out; as in :func:`crossfeed.estimate.bank.build_bank`."""
 LEAST, MOST = 64, 1_000_000
 """Outputs a producer that a budget may buy."""
+SPARE = 1.5
+"""Times as long as foreseen that an audit may take before a budget of time is overdrawn."""
 SHARE = 0.8
 """Of the free memory that a bank may take."""
 
@@ -166,7 +168,7 @@ class Pace:
         output: Seconds of sampling and of gradients for one more output of every producer and evaluation.
         solving: Seconds of one solve.
         outputs: At so many outputs.
-        growth: From outputs to how many times as long a solve takes with them; it goes with the cube of the coordinates.
+        growth: From outputs to how many times as long a solve takes with them: samples times the square of the coordinates.
         spent: Seconds that finding out took.
     """
 
@@ -183,8 +185,8 @@ class Pace:
         return (1.5 if look_ahead else 1.0) * outputs * self.output + solve + early
 
     def affordable(self, seconds: float, most: int = MOST, look_ahead: bool = True) -> int:
-        """The most outputs that take at most so long, at least :data:`LEAST`."""
-        low, high = LEAST, max(LEAST, most)
+        """The most outputs that take at most so long with some to spare, at least :data:`LEAST`."""
+        low, high, seconds = LEAST, max(LEAST, most), seconds / SPARE
         if self.seconds(high, look_ahead) <= seconds:
             return high
         while high - low > max(1, low // 100):
@@ -220,12 +222,13 @@ def pace_of(
         marks = _timed(point, models, rounds, sized(number, like), seed)
         width = _width(point, number, like)
 
-        def growth(outputs: int, width: int = width) -> float:
-            return max(1.0, (_width(point, outputs, like) / width) ** 3)
+        def growth(outputs: int, width: int = width, number: int = number) -> float:
+            wider = max(1.0, _width(point, outputs, like) / width)
+            return wider**2 * max(wider, outputs / number)
 
         spent = time.perf_counter() - begun
         pace = Pace(marks[0] / number, marks[1], number, growth, spent)
-        if number >= 2 * LEAST and (number >= 8192 or spent + pace.seconds(4 * number, False) > budget / 6):
+        if number >= 2 * LEAST and (number >= 8192 or spent + pace.seconds(4 * number, False) > budget / 12):
             return pace
         number *= 4
 

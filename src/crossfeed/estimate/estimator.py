@@ -20,7 +20,6 @@ from crossfeed.estimate.influence import Answer, Horizon, cluster_effects, solve
 from crossfeed.estimate.steps import Steps, clip_factor
 from crossfeed.estimate.system import Moments, System, moments
 
-
 SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 EXPANSION = 1.1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from crossfeed.describe.network_nodes import Text
 from crossfeed.describe.networks import evaluation_data
 from crossfeed.describe.schema import Curated, Ecosystem, Evaluation, Picks, Raw, Real, Source, source_names
+from crossfeed.describe.settings import weight_direction
 from crossfeed.errors import DataError, NotAvailableError, SettingError
 from crossfeed.estimate.draws import Draws, EvaluationDraw, SourceDraw, one_each, with_rules
 from crossfeed.estimate.networks import differentiable
@@ -30,6 +32,7 @@ from crossfeed.retraining.evaluation import evaluation_inputs, finite_rewards
 from crossfeed.retraining.picking import whole_candidates
 
 Advance = Callable[[int], None]
+_IDLE = 8
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class _Maker:
         self.judged: dict[tuple[Key, str], Tensor] = {}
         self.largest = _largest(self.eco)
         self.recorded = recorded
+        self.moving = _moving(self.eco)
 
     def clusters(self, prompts: Tensor) -> Tensor:
         """Groups hang together by the prompt's words where prompts are texts, wherever these stand; else each stands alone."""
@@ -152,7 +156,8 @@ class _Maker:
 
     def _data(self, consumer: str, name: str, source: Real | Picks) -> SourceDraw:
         data = self.world.data[source.data]
-        num = self.size.outputs if data.size is None else min(self.size.outputs, data.size)
+        asked = self.size.outputs if (consumer, name) in self.moving or source.weight else _IDLE
+        num = asked if data.size is None else min(asked, data.size)
         if not num:
             raise DataError(f"data.{source.data}: found no rows; need at least one")
         draw = generator(self.seed, 0, consumer, f"estimate: rows of {name}")
@@ -319,6 +324,16 @@ def network_draws(
             for node in model.evaluate or [Evaluation(name="own")]
         ]
     return with_rules(Draws(sources, evaluations), eco)
+
+
+def _moving(eco: Ecosystem) -> set[tuple[str, str]]:
+    """Consumer and name of the sources whose weight some curation ratio moves; others of weight 0 need few samples."""
+    out = set()
+    for name in eco.names:
+        with suppress(SettingError):
+            slopes = weight_direction(eco, f"{name}.curation") or {}
+            out |= {(name, source) for source, slope in slopes.items() if slope}
+    return out
 
 
 def _first_of_each(texts: Sequence[str]) -> Tensor:

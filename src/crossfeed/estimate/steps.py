@@ -55,11 +55,16 @@ class Steps:
 
     @property
     def largest_rate(self) -> float:
-        """The largest learning rate of a step, momentum included; 0 for exact retraining."""
+        r"""η of the plain gradient step that is as near to the edge of stability as the largest step; 0 for exact retraining.
+
+        With momentum β steps are stable up to ηλ = 2 (1 + β) (Polyak 1964), with an average of gradients, as in AdamW, up to
+        2 (1 + β)/(1 − β) (Cohen et al. 2022): so it is η/(1 + β), and η (1 − β)/(1 + β).
+        """
         if self.training is None:
             return 0.0
-        factor = 1 / (1 - self.training.momentum) if self.training.optimizer == "sgd" else 1.0
-        return max(self._rates(0)) * factor
+        adam = self.training.optimizer == "adamw"
+        beta = self.training.betas[0] if adam else self.training.momentum
+        return max(self._rates(0)) * (1 - beta if adam else 1.0) / (1 + beta)
 
     def respond(self, curvature: Tensor, round: int) -> Tensor:
         """f(λ) for eigenvalues (r,) of the curvature, weight decay included, in round ``round`` of the horizon (from 0).
