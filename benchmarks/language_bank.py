@@ -1,7 +1,7 @@
 """What the audit of a real language model costs: gradients a second, memory, seconds a what-if, and how they grow.
 
 ``python -m benchmarks.language_bank MODEL DATA [--outputs 16 32]``: MODEL a folder of a transformers model (SmolLM2-135M-Instruct in
-benchmarks/README.md), DATA the folder with debian_synopsis.parquet and coedit_paraphrase.parquet. Prints a Markdown table.
+benchmarks/README.md), DATA the folder with debian_synopsis_train.parquet and coedit_paraphrase_train.parquet. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples/language/mismatch.yaml"
 
 def ecosystem(model: Path, data: Path, rank: int) -> Any:
     """The shipped example with a local model and local texts, at 10 % curation so that what-ifs have something to move."""
-    articles, sentences = str(data / "debian_synopsis.parquet"), str(data / "coedit_paraphrase.parquet")
+    articles, sentences = str(data / "debian_synopsis_train.parquet"), str(data / "coedit_paraphrase_train.parquet")
     changes: dict[str, Any] = {}
     for name, file, column in (("articles", articles, "article"), ("new_articles", articles, "article")):
         changes |= {f"data.{name}.file": file, f"data.{name}.input_column": column, f"data.{name}.rows": 400}
@@ -104,7 +104,9 @@ def main() -> None:
     for row in found:
         print("| " + " | ".join(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in row.values()) + " |")
     tangent, gradient = matrix_free(ecosystem(args.model, args.data, args.ranks[-1]), 16)
-    print(f"\nMatrix-free, rank {args.ranks[-1]}: {tangent:.2f} tangents and {gradient:.2f} weighted gradients a second.")
+    print(
+        f"\nMatrix-free, rank {args.ranks[-1]}: {tangent:.2f} tangents and {gradient:.2f} weighted gradients a second."
+    )
     print(f"Peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB.")
 
 

@@ -130,8 +130,8 @@ def _shares(draw: random.Random, count: int, total: float) -> list[float]:
     return [total * first, total * (1 - first)]
 
 
-VERBS = "sorts counts prints reads checks copies merges lists finds shows".split()
-NOUNS = "files cards notes words lines names parts codes keys maps".split()
+VERBS = ["sorts", "counts", "prints", "reads", "checks", "copies", "merges", "lists", "finds", "shows"]
+NOUNS = ["files", "cards", "notes", "words", "lines", "names", "parts", "codes", "keys", "maps"]
 
 
 def _language(number: int, draw: random.Random, folder: Path) -> Ecosystem:

@@ -1,7 +1,7 @@
 """Predicted influence beside what retraining showed, with baselines and costs.
 
-``python -m benchmarks.prediction.predict FOLDER [--out FILE]`` reads what ``benchmarks.prediction.truth`` wrote into FOLDER, estimates every
-ecosystem from its starting checkpoint, and prints the tables of benchmarks/README.md; per-ecosystem results go to FILE as JSON.
+``python -m benchmarks.prediction.predict FOLDER [--out FILE]`` reads what ``benchmarks.prediction.truth`` wrote into FOLDER, estimates
+every ecosystem from its starting checkpoint, and prints the tables of benchmarks/README.md; per-ecosystem results go to FILE as JSON.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ METHODS = ("estimate", "isolated", "raw alignment", "one round")
 
 def measured(truth: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """(N, N) central differences of J at the last round by curation ratio, and their standard errors over seeds."""
-    up, down = (
-        np.array([[run[-1] for run in truth[key][name]] for name in truth["names"]]) for key in ("up", "down")
-    )
+    up, down = (np.array([[run[-1] for run in truth[key][name]] for name in truth["names"]]) for key in ("up", "down"))
     slopes = (up - down) / (2 * truth["step"])  # (intervened, seed, affected)
     return slopes.mean(1).T, (slopes.std(1, ddof=1) / math.sqrt(slopes.shape[1])).T
 
@@ -95,8 +93,8 @@ def table(rows: Sequence[dict[str, Any]], title: str) -> str:
     """One group of ecosystems as Markdown."""
     lines = [f"### {title}: {len(rows)} ecosystems", ""]
     lines += [
-        "| method | entries | significant (2 SE) | signs right | significant (t, 95 %) | signs right | signs right where it tells | correlation | "
-        "median relative error | truth inside 95 % interval |",
+        "| method | entries | significant (2 SE) | signs right | significant (t, 95 %) | signs right | signs right where it tells | "
+        "correlation | median relative error | truth inside 95 % interval |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for method in METHODS:

@@ -76,7 +76,8 @@ def audit(
         progress: Called with (stage, done, in all).
         command: How to reproduce it, for the report.
         spec_file: Name of the spec's file, for the report.
-        options: Networks: run, round, rounds, samples, budget, seed, device, what_if, look_ahead, tell. Closed forms: none.
+        options: Networks: run, round, rounds, samples, budget, seed, device, what_if,
+            outputs, look_ahead, tell. Closed forms: none.
 
     Returns:
         The audit, with ``data`` and ``save(path)``; printed it is a summary, and in a notebook the report.

@@ -234,8 +234,11 @@ def test_bias_is_within_the_error_of_the_mean(name: str) -> None:
 @pytest.mark.slow
 @every
 def test_errors_fall_with_the_root_of_n(name: str) -> None:
-    """RMSE at n = 250, 1000 and 4000, 60 repetitions each: error of the slope at most .045 if entries hang together as one; 2 %."""
-    found = {n: repeat(known(name), n, 60, 3000 + n) for n in (250, 1000, 4000)}
+    """RMSE at n = 250, 1000 and 4000, 150 repetitions each: the slope's error is .03 if entries hang together as one, false alarm .1 %.
+
+    With 60 it is .045: one of 29 ecosystems then falls outside by chance more often than not.
+    """
+    found = {n: repeat(known(name), n, 150, 3000 + n) for n in (250, 1000, 4000)}
     assert -0.6 < slope(found) < -0.4
 
 

@@ -68,7 +68,7 @@ def test_preferences_in_trls_format_are_two_candidates_with_the_first_picked(poi
     ]
     found = draw(point, write(tmp_path / "trl.jsonl", rows))
     assert found.probabilities.tolist() == [[1.0, 0.0]] * 8
-    assert found.outputs[0] == rows[0]["chosen"] and found.outputs[1] == rows[0]["rejected"]
+    assert found.outputs[:2] == [rows[0]["chosen"], rows[0]["rejected"]]
 
 
 def test_new_prompts_are_added_and_equal_ones_share_a_cluster(point, tmp_path):
@@ -115,3 +115,12 @@ def test_texts_only(tmp_path):
     with pytest.raises(NotAvailableError, match="for texts only"):
         read_recorded("p", write(tmp_path / "x.jsonl", [{"prompt": "x"}]), point.world)
     assert issubclass(NotAvailableError, CrossfeedError)
+
+
+def test_the_command_takes_files(point, tmp_path, capsys):
+    from crossfeed.cli.audits import files_of
+
+    assert files_of(["p=a.jsonl", "q = b c.csv"]) == {"p": Path("a.jsonl"), "q": Path("b c.csv")}
+    for wrong, message in ((["p"], "need MODEL=FILE"), (["p=a", "p=b"], "'p' twice")):
+        with pytest.raises(SettingError, match=message):
+            files_of(wrong)

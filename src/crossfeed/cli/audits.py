@@ -39,6 +39,13 @@ def audit(
             help="Networks: also answer a change, e.g. p.curation=0.6; may be repeated.",
         ),
     ] = None,
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL=FILE",
+            help="Networks: a model's outputs on file (prompt, candidates, rewards or picks; TRL preferences); may be repeated.",
+        ),
+    ] = None,
     round_: Annotated[
         int | None,
         typer.Option("--round", min=0, metavar="N", help="A run: audit it after this round.  [default: its last]"),
@@ -63,6 +70,7 @@ def audit(
         "--seed": seed,
         "--device": None if device == "auto" else device,
         "--what-if": what_if or None,
+        "--outputs": outputs or None,
     }
     given = {name: value for name, value in asked.items() if value is not None}
     is_folder = spec.is_dir()
@@ -78,6 +86,7 @@ def audit(
             "seed": seed,
             "device": device,
             "what_if": what_ifs(what_if),
+            "outputs": files_of(outputs),
             "tell": None if quiet else say,
         }
     elif given:
@@ -135,6 +144,23 @@ def what_ifs(given: Sequence[str] | None) -> dict[str, float]:
                 f"--what-if: found {path.strip()!r} twice; each change is answered by itself, so give it once"
             )
         found[path.strip()] = number
+    return found
+
+
+def files_of(given: Sequence[str] | None) -> dict[str, Path]:
+    """``MODEL=FILE`` texts as {model: file}.
+
+    Raises:
+        SettingError: no ``=``, or a model that is given twice.
+    """
+    found: dict[str, Path] = {}
+    for text in given or ():
+        model, equals, file = text.partition("=")
+        if not equals or not model.strip() or not file.strip():
+            raise SettingError(f"--outputs: found {text!r}; need MODEL=FILE, e.g. p=candidates.parquet")
+        if model.strip() in found:
+            raise SettingError(f"--outputs: found {model.strip()!r} twice; put the rows into one file")
+        found[model.strip()] = Path(file.strip())
     return found
 
 

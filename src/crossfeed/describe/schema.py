@@ -547,8 +547,12 @@ class ThresholdQuery(Node):
 class AuditOptions(Node):
     """What the audit adds to its standard contents."""
 
-    changes: list[Change] = Field(default_factory=list, description="Changes to work out: closed forms by re-solving, networks from the samples.")
-    thresholds: list[ThresholdQuery] = Field(default_factory=list, description="Closed forms: sign changes to look for.")
+    changes: list[Change] = Field(
+        default_factory=list, description="Changes to work out: closed forms by re-solving, networks from the samples."
+    )
+    thresholds: list[ThresholdQuery] = Field(
+        default_factory=list, description="Closed forms: sign changes to look for."
+    )
     confidence: Annotated[float, Field(gt=0.5, lt=1), FINITE] = Field(
         default=0.95, description="Level of the intervals and of the smallest n."
     )

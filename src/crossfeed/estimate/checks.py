@@ -84,10 +84,8 @@ def score_test(score: Tensor, clusters: Tensor) -> tuple[float, float]:
     total = float(sums.square().sum()) / num
     if total == 0 or num < 2:
         return 0.0, 1.0
-    if sums.shape[0] < sums.shape[1]:
-        spread = float((sums @ sums.T / num).square().sum())
-    else:
-        spread = float((sums.T @ sums / num).square().sum())
+    gram = sums @ sums.T if sums.shape[0] < sums.shape[1] else sums.T @ sums
+    spread = float((gram / num).square().sum())
     dof = total**2 / spread
     t = num * float(mean.square().sum()) / total
     return t, float(chi2.sf(t * dof, dof))
@@ -120,7 +118,8 @@ def scores(bank: Bank) -> Check:
     return Check(
         "scores",
         "passed",
-        f"Mean scores of samples are zero within their error (smallest of {tests} p-values {worst[0]:.2g}): samplers and likelihoods agree.",
+        f"Mean scores of samples are zero within their error (smallest of {tests} p-values {worst[0]:.2g}): samplers and "
+        "likelihoods agree.",
     )
 
 

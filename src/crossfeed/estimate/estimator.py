@@ -177,10 +177,11 @@ def prepare(
         horizon = Horizon(None, own, ridges, fisher or 0.0)
         return horizon, System(bank, found, own, ridges, fisher=horizon.fisher)
     horizon = Horizon(rounds_ahead(eco, rounds, first_round), training_steps(eco, bank, found, first_round), ridges)
-    if fisher is None:
-        system = not_expanding(bank, horizon, found)
-    else:
-        system = System(bank, found, horizon.steps, ridges, fisher=fisher)
+    system = (
+        not_expanding(bank, horizon, found)
+        if fisher is None
+        else System(bank, found, horizon.steps, ridges, fisher=fisher)
+    )
     return replace(horizon, fisher=system.fisher), system
 
 

@@ -144,6 +144,8 @@ def cluster_effects(bank: Bank, answer: Answer, directions: Sequence[Mapping[int
     """
     E, C = answer.matrix.shape
     out = torch.zeros(num, E, C, dtype=torch.float64)
+    if not E * C:
+        return out
     for s, rows in enumerate(bank.sources):
         weight = answer.system.mixture[s]
         slopes = torch.tensor([slopes.get(s, 0.0) for slopes in directions], dtype=torch.float64)

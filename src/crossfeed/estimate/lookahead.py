@@ -39,9 +39,10 @@ class Course:
 def drift(bank: Bank, system: System) -> list[Tensor]:
     """By model, −F_i (r_i, 1) with what is noise taken out.
 
-    Along eigenvector a of the curvature, F_a has a variance of about v_a = Σ_s w_s² (C_s)_aa/n_s from finitely many samples (gradients
-    vary as the curvature, where the loss is a log-likelihood), and is multiplied by (1 − v_a/F_a²)₊ (positive-part shrinkage, James and Stein 1961, one direction at a time). Without it, noise in flat
-    directions, in which nothing holds a model back, would carry it away.
+    Along eigenvector a of the curvature, F_a has a variance of about v_a = Σ_s w_s² (C_s)_aa/n_s from finitely many samples
+    (gradients vary as the curvature, where the loss is a log-likelihood), and is multiplied by (1 − v_a/F_a²)₊: positive-part
+    shrinkage, James and Stein 1961, one direction at a time. Without it, noise in flat directions, in which nothing holds a model
+    back, would carry it away.
     """
     out = []
     for i, force in enumerate(system.drift):

@@ -86,6 +86,7 @@ def audit_networks_report(
     seed: int | None = None,
     device: str = "auto",
     what_if: Mapping[str, float] | None = None,
+    outputs: Mapping[str, str | Path] | None = None,
     look_ahead: bool = True,
     progress: Progress | None = None,
     tell: Tell | None = None,
@@ -104,6 +105,7 @@ def audit_networks_report(
         seed: Of all draws; None: the spec's.
         device: auto, cpu, cuda, cuda:1 or mps.
         what_if: New values of settings by path, each answered by itself from the same samples.
+        outputs: Files with outputs that models gave as they are now, by model (:mod:`crossfeed.estimate.recorded`).
         look_ahead: Take gradients where the models are predicted to be in the middle of the horizon.
         progress: Called with (stage, done, in all).
         tell: Called with sentences on memory and on how samples were chosen.
@@ -148,6 +150,7 @@ def audit_networks_report(
         device=device,
         look_ahead=look_ahead,
         point=point,
+        outputs=outputs,
         progress=progress,
     )
     if wanted and progress is not None:
