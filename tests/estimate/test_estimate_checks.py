@@ -199,8 +199,8 @@ def test_dropout_left_on_changes_nothing(tmp_path: Path) -> None:
 )
 def test_repeated_prompts_count_once(outputs: int, groups: int, each: int, words: str) -> None:
     """The groups of p's own picks, ``each`` of them of one prompt."""
-    clusters = 100_000 + torch.arange(groups) // each
-    found = made(ecosystem(), outputs, 40, change=lambda draws: with_source(draws, 1, clusters=clusters))
+    changes = {"clusters": 100_000 + torch.arange(groups) // each, "prompts": torch.arange(groups)}
+    found = made(ecosystem(), outputs, 40, change=lambda draws: with_source(draws, 1, **changes))
     assert checks.effective(found.bank.sources[1]) == pytest.approx(groups / each)
     check = failing(found, "samples")
     assert check.result == ("passed" if each == 1 else "warning")
@@ -285,21 +285,23 @@ def test_an_ordinary_estimate_passes_everything() -> None:
     ("optimizer", "more", "edge"), [("sgd", 0.0, 2.0), ("sgd", 0.9, 3.8), ("adamw", 0.9, 38.0), ("adamw", 0.0, 2.0)]
 )
 def test_the_edge_of_stability(optimizer: str, more: float, edge: float) -> None:
-    """Told where directions count as trained to the end, and only there: ηλ beyond 2(1 + β), over 1 − β for AdamW's averages."""
+    """Told where directions count as trained to the end, and only there: ηλ beyond 2(1 + β), over 1 − β for AdamW's averages.
+
+    In few steps AdamW overshoots before that, as its first averages are corrected up; these are many.
+    """
     found = flows()
     estimated = found.estimate(fisher=0.0)
     values = estimated.answer.system.spectrum(0)[-1:]
     for factor, result in ((0.9, "passed"), (1.2, "warning")):
         fields: dict[str, Any] = {"momentum": more} if optimizer == "sgd" else {"betas": (more, 0.999)}
         rate = factor * edge / float(values)
-        training = Training(steps=200, optimizer=optimizer, learning_rate=rate, gradient_clip=None, **fields)
+        training = Training(steps=500, optimizer=optimizer, learning_rate=rate, gradient_clip=None, **fields)
         horizon = replace(
             estimated.horizon, steps=[Steps(training), Steps(SGD.model_copy(update={"learning_rate": 1e-4}))]
         )
         check = checks.stability(found.bank, estimated.answer, horizon)
         assert check.result == result, (factor, check.words)
-        ended = bool((horizon.steps[0].respond(values, 0) == 1 / values).all())
-        assert ended == (result == "warning")
+        assert bool(horizon.steps[0].beyond(values, 0)) == (result == "warning")
 
 
 def test_clipping_is_told() -> None:

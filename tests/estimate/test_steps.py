@@ -192,6 +192,15 @@ def test_directions_beyond_the_edge_count_as_trained_to_the_end(momentum: float)
     edge = 2 * (1 + momentum) / 0.1  # of gradient descent with momentum (Polyak 1964)
     values = edge * torch.tensor([0.5, 0.99, 1.05, 1.5, 40.0], dtype=torch.float64)
     found = steps.respond(values, 0)
+    assert steps.beyond(values, 0).tolist() == [False, False, True, True, True]
     assert torch.equal(found[2:], 1 / values[2:])
     assert bool(torch.isfinite(found).all())
     assert float((1 - values * found)[:2].abs().max()) < 1
+
+
+def test_rounding_below_zero_is_no_edge() -> None:
+    """Curvatures that are negative by rounding do not become huge answers."""
+    steps = Steps(Training(steps=10, optimizer="sgd", learning_rate=0.1))
+    found = steps.respond(torch.tensor([-1e-10, 0.0], dtype=torch.float64), 0)
+    torch.testing.assert_close(found, torch.ones(2, dtype=torch.float64))
+    assert not bool(Steps(None).beyond(found, 0).any())

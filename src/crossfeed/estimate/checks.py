@@ -183,13 +183,12 @@ def consistency(bank: Bank, answer: Answer) -> Check:
 
 
 def stability(bank: Bank, answer: Answer, horizon: Horizon) -> Check:
-    """Steps are short enough for a quadratic: ηλ ≤ 2 (Adam's λ in its own units)."""
+    """Steps are short enough for a quadratic; for plain ones ηλ ≤ 2 (Adam's λ in its own units)."""
     beyond = []
     for i, model in enumerate(bank.models):
-        rate = horizon.steps[i].largest_rate
-        top = float(answer.system.spectrum(i)[-1])
-        if rate * top > 2:
-            beyond.append(f"{model.name} (ηλ = {rate * top:.2g})")
+        steps, values = horizon.steps[i], answer.system.spectrum(i)
+        if bool(steps.beyond(values, 0).any()):
+            beyond.append(f"{model.name} (ηλ = {steps.largest_rate * float(values[-1]):.2g})")
     if beyond:
         return Check(
             "step size",
@@ -197,7 +196,7 @@ def stability(bank: Bank, answer: Answer, horizon: Horizon) -> Check:
             f"Beyond the edge of stability along the steepest directions: {', '.join(beyond)}. These count as trained to the end; "
             "alignments that hang on them are less sure. A smaller learning rate would help training too.",
         )
-    return Check("step size", "passed", "Learning rates are below the edge of stability, ηλ ≤ 2, everywhere.")
+    return Check("step size", "passed", "Learning rates are below the edge of stability everywhere.")
 
 
 def clipping(bank: Bank, horizon: Horizon) -> Check:

@@ -55,16 +55,8 @@ class Steps:
 
     @property
     def largest_rate(self) -> float:
-        r"""η of the plain gradient step that is as near to the edge of stability as the largest step; 0 for exact retraining.
-
-        With momentum β steps are stable up to ηλ = 2 (1 + β) (Polyak 1964), with an average of gradients, as in AdamW, up to
-        2 (1 + β)/(1 − β) (Cohen et al. 2022): so it is η/(1 + β), and η (1 − β)/(1 + β).
-        """
-        if self.training is None:
-            return 0.0
-        adam = self.training.optimizer == "adamw"
-        beta = self.training.betas[0] if adam else self.training.momentum
-        return max(self._rates(0)) * (1 - beta if adam else 1.0) / (1 + beta)
+        """The largest learning rate of a step; 0 for exact retraining."""
+        return 0.0 if self.training is None else max(self._rates(0))
 
     def respond(self, curvature: Tensor, round: int) -> Tensor:
         """f(λ) for eigenvalues (r,) of the curvature, weight decay included, in round ``round`` of the horizon (from 0).
@@ -78,13 +70,27 @@ class Steps:
         if self.training is None:
             return 1 / curvature
         found = _recursion(curvature, self.training, self._rates(round))
-        return torch.where((1 - curvature * found).abs() <= 1, found, 1 / curvature)
+        return torch.where(_overshot(curvature, found), 1 / curvature, found)
+
+    def beyond(self, curvature: Tensor, round: int) -> Tensor:
+        """(r,) bool: where a round's steps would end farther from the minimum than they began, and count as trained to the end.
+
+        For plain steps that is ηλ > 2; momentum and averages of gradients move the edge.
+        """
+        if self.training is None:
+            return torch.zeros_like(curvature, dtype=torch.bool)
+        return _overshot(curvature, _recursion(curvature, self.training, self._rates(round)))
 
     def _rates(self, round: int) -> list[float]:
         training = self.training
         assert training is not None
         number = self.first_round + round if training.decay_from is not None else 1
         return [self.shorten * learning_rate(training, number, step) for step in range(training.steps)]
+
+
+def _overshot(curvature: Tensor, found: Tensor) -> Tensor:
+    """Not where the curvature is negative by rounding: its inverse is no answer."""
+    return ((1 - curvature * found).abs() > 1) & (curvature > 0)
 
 
 def _recursion(curvature: Tensor, training: Training, rates: list[float]) -> Tensor:
