@@ -151,11 +151,11 @@ def test_long_horizons_are_the_theorem() -> None:
         loop, pushes = Loop([sgd(4, 0.1), sgd(7, 0.05, 0.6), sgd(3, 0.1)], coupling=0.15), columns(2, 1)
         want = torch.linalg.solve(loop.dense(), torch.cat(pushes))
         torch.testing.assert_close(
-            torch.cat(forward(loop, rounds_of(order, 600), pushes).end), want, rtol=1e-8, atol=1e-9
+            torch.cat(forward(loop, rounds_of(order, 300), pushes).end), want, rtol=1e-8, atol=1e-9
         )
         goals = columns(3, 2)
         weight = torch.linalg.solve(loop.dense().T, torch.cat(goals))
-        found = adjoint(loop, rounds_of(order, 600), goals).total
+        found = adjoint(loop, rounds_of(order, 300), goals).total
         torch.testing.assert_close(torch.cat(found), weight, rtol=1e-8, atol=1e-9)
 
 

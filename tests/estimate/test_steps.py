@@ -187,7 +187,7 @@ def test_no_limit_does_not_clip() -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_directions_beyond_the_edge_count_as_trained_to_the_end(momentum: float) -> None:
-    fields: dict[str, Any] = {"steps": 40, "optimizer": "sgd", "learning_rate": 0.1, "gradient_clip": None}
+    fields: dict[str, Any] = {"steps": 400, "optimizer": "sgd", "learning_rate": 0.1, "gradient_clip": None}
     steps = Steps(Training(**fields, momentum=momentum))
     edge = 2 * (1 + momentum) / 0.1  # of gradient descent with momentum (Polyak 1964)
     values = edge * torch.tensor([0.5, 0.99, 1.05, 1.5, 40.0], dtype=torch.float64)
@@ -196,6 +196,15 @@ def test_directions_beyond_the_edge_count_as_trained_to_the_end(momentum: float)
     assert torch.equal(found[2:], 1 / values[2:])
     assert bool(torch.isfinite(found).all())
     assert float((1 - values * found)[:2].abs().max()) < 1
+
+
+def test_steps_that_overflow_count_as_trained_to_the_end() -> None:
+    """1,000 steps at ηλ = 100 go beyond the largest double, and on to NaN with momentum."""
+    for momentum in (0.0, 0.9):
+        steps = Steps(Training(steps=1000, optimizer="sgd", learning_rate=1.0, momentum=momentum))
+        values = torch.tensor([0.5, 100.0], dtype=torch.float64)
+        assert steps.beyond(values, 0).tolist() == [False, True]
+        assert float(steps.respond(values, 0)[1]) == 0.01
 
 
 def test_rounding_below_zero_is_no_edge() -> None:

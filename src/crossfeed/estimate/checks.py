@@ -46,6 +46,7 @@ def all_checks(bank: Bank, answer: Answer, horizon: Horizon, course: Course | No
     found = [gradients(bank), scores(bank), samples(bank), rewards(bank), consistency(bank, answer)]
     if horizon.rounds is not None:
         found.append(stability(bank, answer, horizon))
+        found.append(expansion(answer))
         found.append(clipping(bank, horizon))
     if course is not None:
         found.append(settled(bank, answer, course))
@@ -197,6 +198,24 @@ def stability(bank: Bank, answer: Answer, horizon: Horizon) -> Check:
             "alignments that hang on them are less sure. A smaller learning rate would help training too.",
         )
     return Check("step size", "passed", "Learning rates are below the edge of stability everywhere.")
+
+
+def expansion(answer: Answer) -> Check:
+    """The linearised loop does not explode: a round multiplies no change by much more than 1."""
+    factor, share = answer.system.expansion(), answer.system.fisher
+    mixed = (
+        f" {100 * share:.0f} % of the empirical Fisher matrix were mixed into the curvature for it." if share else ""
+    )
+    if factor > 1.15:
+        return Check(
+            "expansion",
+            "warning",
+            f"A round of the linearised loop multiplies some change by {factor:.2g}: either the loop runs away, or there are too few "
+            f"samples.{mixed} Sizes are rough; use more samples, or a shorter horizon.",
+        )
+    return Check(
+        "expansion", "passed", f"A round of the linearised loop multiplies no change by more than {factor:.3g}.{mixed}"
+    )
 
 
 def clipping(bank: Bank, horizon: Horizon) -> Check:

@@ -89,8 +89,8 @@ class Steps:
 
 
 def _overshot(curvature: Tensor, found: Tensor) -> Tensor:
-    """Not where the curvature is negative by rounding: its inverse is no answer."""
-    return ((1 - curvature * found).abs() > 1) & (curvature > 0)
+    """Steps that went to infinity, or to NaN, did so too; where the curvature is negative by rounding, its inverse is no answer."""
+    return ~((1 - curvature * found).abs() <= 1) & (curvature > 0)
 
 
 def _recursion(curvature: Tensor, training: Training, rates: list[float]) -> Tensor:
