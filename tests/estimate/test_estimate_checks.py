@@ -275,6 +275,7 @@ def test_an_ordinary_estimate_passes_everything() -> None:
         "rewards",
         "solver",
         "step size",
+        "expansion",
         "clipping",
         "stable point",
     }

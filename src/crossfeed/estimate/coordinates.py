@@ -1,9 +1,10 @@
 r"""Coordinates in which a model's gradients are kept: its parameters, or an orthonormal basis of its samples' span.
 
-Retraining moves θ_i by combinations of gradients of its own samples, so nothing outside their span matters to it, and what other rows
-(scores, evaluations) have outside the span meets nothing. Gauss–Newton rows and weight decay are kept as far as they lie in the span. With rows Φ (n, d) and the Gram matrix ΦΦᵀ = U Λ Uᵀ, the basis is
-V = Λ^(−1/2) Uᵀ Φ, and a row a has coordinates V a = Λ^(−1/2) Uᵀ Φ a: inner products with anything in the span are exact,
-and only inner products of rows are ever needed (the dual, or Woodbury, form).
+Retraining moves θ_i by combinations of gradients of its own samples, so nothing outside their span matters to it, and what other
+rows (scores, evaluations) have outside the span meets nothing. Gauss–Newton rows and weight decay are kept as far as they lie in
+the span. With rows Φ (n, d) and the Gram matrix ΦΦᵀ = U Λ Uᵀ, the basis is V = Λ^(−1/2) Uᵀ Φ, and a row a has coordinates
+V a = Λ^(−1/2) Uᵀ Φ a: inner products with anything in the span are exact, and only inner products of rows are ever needed (the
+dual, or Woodbury, form).
 """
 
 from __future__ import annotations
