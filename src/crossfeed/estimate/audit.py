@@ -16,7 +16,7 @@ from torch import Tensor
 
 from crossfeed.describe.schema import Ecosystem
 from crossfeed.errors import NotAvailableError, SettingError
-from crossfeed.estimate.bank import Bank, build_bank
+from crossfeed.estimate.bank import LIMIT, Bank, build_bank
 from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.checks import Check, all_checks
 from crossfeed.estimate.estimator import Estimate, estimate, prepare
@@ -122,7 +122,7 @@ def audit_networks(
     seed: int | None = None,
     device: str = "auto",
     look_ahead: bool = True,
-    limit: int = 3000,
+    limit: int = LIMIT,
     point: Point | None = None,
     outputs: Mapping[str, str | Path] | None = None,
     progress: Progress | None = None,
@@ -171,7 +171,7 @@ def audit_networks(
     first: Bank | None = None
     shift: dict[str, Tensor] = {}
     if look_ahead and rounds > 1:
-        first = work.bank(Size(max(64, size.outputs // 2), max(64, size.evaluation // 4), size.answers), 0)
+        first = work.bank(size.pilot, 0)
         with clock.stage("solving"):
             horizon, system = prepare(eco, first, rounds=rounds, first_round=point.round + 1)
             ahead = course(first, system, horizon)

@@ -25,6 +25,11 @@ from crossfeed.record.pool import take
 
 Advance = Callable[[int], None]
 
+LIMIT = 3000
+"""Models with more parameters are kept in their samples' span."""
+CURVATURE = 2000
+"""Most samples of a source whose curvature is worked out."""
+
 
 @dataclass(frozen=True, eq=False)
 class SourceRows:
@@ -116,8 +121,8 @@ def build_bank(
     trainings: Mapping[str, Training | None],
     *,
     seed: int = 0,
-    limit: int = 3000,
-    curvature_samples: int = 2000,
+    limit: int = LIMIT,
+    curvature_samples: int = CURVATURE,
     advance: Advance | None = None,
 ) -> Bank:
     """Work out every gradient once.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from crossfeed.describe.schema import Curated, Ecosystem, Picks, Raw, Real, Source, source_names
 from crossfeed.errors import SettingError
-from crossfeed.estimate.bank import build_bank
+from crossfeed.estimate.bank import CURVATURE, LIMIT, build_bank
 from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.estimator import estimate
 from crossfeed.estimate.network_draws import Size, network_draws
@@ -20,10 +20,6 @@ from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.points import Point
 from crossfeed.retraining.picking import whole_candidates
 
-LIMIT = 3000
-"""Models with more parameters are kept in their samples' span; as in :func:`crossfeed.estimate.audit.audit_networks`."""
-CURVATURE = 2000
-"""Most samples of a source whose curvature is worked out; as in :func:`crossfeed.estimate.bank.build_bank`."""
 LEAST, MOST = 64, 1_000_000
 """Outputs a producer that a budget may buy."""
 SPARE = 1.5
@@ -56,8 +52,7 @@ def need_of(point: Point, size: Size, limit: int = LIMIT, look_ahead: bool = Tru
     kept = sum(4 * rows[n] * (coordinates[n] + (params[n] if coordinates[n] < params[n] else 0)) for n in rows)
     largest = max(coordinates.values())
     squares = sum(8 * coordinates[n] ** 2 * (len(eco.models[n].sources) + 4) for n in rows) + 16 * largest**2
-    half = Size(max(64, size.outputs // 2), max(64, size.evaluation // 2), size.answers)
-    before = need_of(point, half, limit, False).bytes if look_ahead else 0
+    before = need_of(point, size.pilot, limit, False).bytes if look_ahead else 0
     return Need(rows, coordinates, kept + squares + before)
 
 

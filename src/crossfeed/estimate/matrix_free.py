@@ -21,6 +21,7 @@ from torch import Tensor
 from crossfeed.describe.network_nodes import Training
 from crossfeed.dynamics.krylov import gmres
 from crossfeed.errors import NotAvailableError
+from crossfeed.estimate.bank import CURVATURE
 from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.couplings import Couplings, merged, shares_of
 from crossfeed.estimate.draws import Draws, SourceDraw
@@ -47,7 +48,7 @@ class Solver:
     """
 
     seed: int = 0
-    curvature_samples: int = 2000
+    curvature_samples: int = CURVATURE
     tolerance: float = 1e-6
     most: int = 200
     restart: int = 40

@@ -49,6 +49,11 @@ class Size:
     evaluation: int = 4000
     answers: int = 4
 
+    @property
+    def pilot(self) -> Size:
+        """What tells where the loop goes before the audit proper."""
+        return Size(max(64, self.outputs // 2), max(64, self.evaluation // 4), self.answers)
+
 
 @dataclass(frozen=True)
 class _Made:
