@@ -51,7 +51,7 @@ def failing(found: Made, name: str) -> Check:
 def everything(found: Made, **options: Any) -> dict[str, Check]:
     estimated = found.estimate(**options)
     ahead = course(found.bank, estimated.answer.system, estimated.horizon)
-    return {c.name: c for c in all_checks(found.bank, estimated.answer, estimated.horizon, ahead)}
+    return {c.name: c for c in all_checks(found.bank, estimated.answer, estimated.horizon, ahead, estimated.errors)}
 
 
 # --- gradients ------------------------------------------------------------------------------------------------------
@@ -276,6 +276,7 @@ def test_an_ordinary_estimate_passes_everything() -> None:
         "solver",
         "step size",
         "expansion",
+        "ridge",
         "clipping",
         "stable point",
     }
@@ -316,3 +317,15 @@ def test_the_worst_of_all() -> None:
     some = [Check("a", "passed", ""), Check("b", "warning", "")]
     assert (checks.worst([]), checks.worst(some[:1]), checks.worst(some)) == ("passed", "passed", "warning")
     assert checks.worst([Check("c", "failed", ""), *some]) == "failed"
+
+
+def test_the_effect_of_the_ridge_is_that_of_doubling_it() -> None:
+    """Against a central difference over 6 rounds: what is left out, the ridge within a round, is about a sixth to a quarter."""
+    eco = trained_by(ecosystem(), SGD.model_copy(update={"learning_rate": 1e-5}))
+    found = made(eco, 320, 160)
+    at, low, high = (found.estimate(rounds=6, ridge=ridge, fisher=0.2) for ridge in (1.0, 0.99, 1.01))
+    effect = checks.ridge_effect(at.answer, at.horizon)
+    slope = (high.answer.matrix - low.answer.matrix) / 0.02
+    assert float((effect - slope).abs().max() / slope.abs().max()) < 0.3
+    assert checks.ridge(at.answer, at.horizon, effect.abs() / 2).result == "warning"
+    assert checks.ridge(at.answer, at.horizon, effect.abs() * 2).result == "passed"

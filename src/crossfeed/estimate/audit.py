@@ -182,7 +182,7 @@ def audit_networks(
         found = estimate(eco, bank, rounds=rounds, first_round=point.round + 1)
         ahead = ahead or course(bank, found.answer.system, found.horizon)
     with clock.stage("checking"):
-        checks = all_checks(found.bank, found.answer, found.horizon, ahead)
+        checks = all_checks(found.bank, found.answer, found.horizon, ahead, found.errors)
     now = [_mean(rows.draw.rewards, rows.draw.clusters) for rows in (first or bank).evaluations]
     return NetworkAudit(found, point, ahead, checks, size, clock.seconds, eco.audit.confidence, now=now, seed=seed)
 

@@ -37,8 +37,15 @@ class Check:
     words: str
 
 
-def all_checks(bank: Bank, answer: Answer, horizon: Horizon, course: Course | None) -> list[Check]:
+def all_checks(bank: Bank, answer: Answer, horizon: Horizon, course: Course | None, errors: Tensor) -> list[Check]:
     """Every check, in the order of the report.
+
+    Args:
+        bank: Gradients.
+        answer: Point estimates.
+        horizon: How far ahead.
+        course: Where the loop goes without any change; None: not known.
+        errors: (E, C) standard errors.
 
     Raises:
         CheckFailedError: nothing can be estimated: all gradients of a model are zero.
@@ -47,6 +54,7 @@ def all_checks(bank: Bank, answer: Answer, horizon: Horizon, course: Course | No
     if horizon.rounds is not None:
         found.append(stability(bank, answer, horizon))
         found.append(expansion(answer))
+        found.append(ridge(answer, horizon, errors))
         found.append(clipping(bank, horizon))
     if course is not None:
         found.append(settled(bank, answer, course))
@@ -216,6 +224,30 @@ def expansion(answer: Answer) -> Check:
     return Check(
         "expansion", "passed", f"A round of the linearised loop multiplies no change by more than {factor:.3g}.{mixed}"
     )
+
+
+def ridge_effect(answer: Answer, horizon: Horizon) -> Tensor:
+    """(E, C) what doubling every ridge μ_i changes, to first order: −Σ μ_i ⟨c, x⟩ over updates; what it does to Q is left out."""
+    assert answer.path is not None
+    assert answer.adjoint is not None
+    change = torch.zeros_like(answer.matrix)
+    for (_, i), before, c in zip(answer.path.updates, answer.path.before, answer.adjoint.answer, strict=True):
+        change -= horizon.ridge[i] * (c.T @ before[i])
+    return change
+
+
+def ridge(answer: Answer, horizon: Horizon, errors: Tensor) -> Check:
+    """The ridge, a share of the curvature's mean eigenvalue, decides nothing: doubling it moves every entry by less than its error."""
+    moved = ridge_effect(answer, horizon).abs()
+    ratio = float((moved / errors.clamp_min(1e-300))[errors > 0].max()) if bool((errors > 0).any()) else 0.0
+    words = f"Doubling the ridge on the curvature moves no entry by more than {ratio:.2g} of its standard error."
+    if ratio > 1:
+        words = (
+            f"Doubling the ridge on the curvature moves an entry by {ratio:.2g} of its standard error: curvature is too flat where it "
+            "counts; use more samples."
+        )
+        return Check("ridge", "warning", words)
+    return Check("ridge", "passed", words)
 
 
 def clipping(bank: Bank, horizon: Horizon) -> Check:
