@@ -47,7 +47,7 @@ def predicted(truth: dict[str, Any], folder: Path, seed: int) -> dict[str, Any]:
     first = sum((g.T @ x for g, x in zip(goals, answer.path.after_rounds[1], strict=True)), torch.zeros(()))
     return {
         "estimate": answer.matrix.tolist(),
-        "errors": audit.estimate.errors.tolist(),
+        "errors": (audit.half_width / 1.959964).tolist(),
         "isolated": answer.isolated.tolist(),
         "raw alignment": answer.push.tolist(),
         "one round": (first * ROUNDS).tolist(),

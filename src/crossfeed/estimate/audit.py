@@ -19,7 +19,8 @@ from crossfeed.errors import NotAvailableError, SettingError
 from crossfeed.estimate.bank import LIMIT, Bank, build_bank
 from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.checks import Check, all_checks
-from crossfeed.estimate.estimator import Estimate, estimate, prepare
+from crossfeed.estimate.estimator import Estimate, curation_paths, directions_of, estimate, prepare
+from crossfeed.estimate.influence import solve
 from crossfeed.estimate.lookahead import Course, course, moved, shifted
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
@@ -45,6 +46,8 @@ class NetworkAudit:
         notes: What else a reader should know.
         now: (E,) present alignment and its standard error over clusters.
         seed: Of all draws.
+        start: (E, C) the influence matrix from gradients at the present parameters, by the smaller samples that told where the loop
+            goes; None without looking ahead.
     """
 
     estimate: Estimate
@@ -57,6 +60,13 @@ class NetworkAudit:
     notes: list[str] = field(default_factory=list)
     now: list[tuple[float, float]] = field(default_factory=list)
     seed: int = 0
+    start: Tensor | None = None
+
+    @property
+    def linearisation(self) -> Tensor:
+        """(E, C) how far the estimate hangs on where gradients are taken: half-way along the course against at its start."""
+        matrix = self.estimate.answer.matrix
+        return torch.zeros_like(matrix) if self.start is None else (matrix - self.start).abs()
 
     @property
     def eco(self) -> Ecosystem:
@@ -70,8 +80,8 @@ class NetworkAudit:
 
     @property
     def half_width(self) -> Tensor:
-        """(E, C) half the width of the intervals."""
-        return float(norm.ppf(0.5 + self.confidence / 2)) * self.estimate.errors
+        """(E, C) half the width of the intervals: z √(SE² + linearisation²)."""
+        return float(norm.ppf(0.5 + self.confidence / 2)) * torch.hypot(self.estimate.errors, self.linearisation)
 
     def verdicts(self) -> list[list[str]]:
         """(E, C) per pair: ``helps``, ``dampened``, ``no effect``, ``backfires`` (own curation) or ``harms``, or ``cannot tell``.
@@ -90,15 +100,23 @@ class NetworkAudit:
         return out
 
     def needed(self) -> list[list[int | None]]:
-        """(E, C) outputs per producer at which the sign could be told; None where nothing moves."""
+        """(E, C) outputs per producer at which the samples would tell the sign; None where nothing moves, or where they do
+        already and only the linearisation hides it.
+        """
+        reach = float(norm.ppf(0.5 + self.confidence / 2))
         out: list[list[int | None]] = []
-        for values, halves in zip(self.estimate.answer.matrix.tolist(), self.half_width.tolist(), strict=True):
-            out.append(
-                [
-                    None if v == 0 or h == 0 else min(10**12, max(1, math.ceil(self.size.outputs * (h / v) ** 2)))
-                    for v, h in zip(values, halves, strict=True)
-                ]
-            )
+        rows = zip(
+            *(t.tolist() for t in (self.estimate.answer.matrix, self.estimate.errors, self.half_width)), strict=True
+        )
+        for values, errors, halves in rows:
+            row: list[int | None] = []
+            for v, e, h in zip(values, errors, halves, strict=True):
+                hidden = reach * e < abs(v) <= h
+                alone = v == 0 or e == 0
+                row.append(
+                    None if hidden or alone else min(10**12, math.ceil(self.size.outputs * (reach * e / v) ** 2))
+                )
+            out.append(row)
         return out
 
 
@@ -169,6 +187,7 @@ def audit_networks(
     work = _Work(eco, point, models, seed, limit, recorded, clock)
     ahead: Course | None = None
     first: Bank | None = None
+    start: Tensor | None = None
     shift: dict[str, Tensor] = {}
     if look_ahead and rounds > 1:
         first = work.bank(size.pilot, 0)
@@ -176,6 +195,7 @@ def audit_networks(
             horizon, system = prepare(eco, first, rounds=rounds, first_round=point.round + 1)
             ahead = course(first, system, horizon)
             shift = moved(first, ahead.path.after_rounds[rounds // 2])
+            start = solve(first, horizon, directions_of(eco, first, curation_paths(eco)), system=system).matrix
     with shifted(point.networks, shift):
         bank = work.bank(size, 1)
     with clock.stage("solving"):
@@ -184,7 +204,9 @@ def audit_networks(
     with clock.stage("checking"):
         checks = all_checks(found.bank, found.answer, found.horizon, ahead, found.errors)
     now = [_mean(rows.draw.rewards, rows.draw.clusters) for rows in (first or bank).evaluations]
-    return NetworkAudit(found, point, ahead, checks, size, clock.seconds, eco.audit.confidence, now=now, seed=seed)
+    return NetworkAudit(
+        found, point, ahead, checks, size, clock.seconds, eco.audit.confidence, now=now, seed=seed, start=start
+    )
 
 
 def _recorded(outputs: Mapping[str, str | Path], point: Point) -> dict[str, Recorded]:

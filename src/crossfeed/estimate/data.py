@@ -208,6 +208,7 @@ def _influence(audit: NetworkAudit) -> dict[str, Any]:
     return {
         "matrix": answer.matrix,
         "errors": audit.estimate.errors,
+        "linearisation": audit.linearisation,
         "low": answer.matrix - half,
         "high": answer.matrix + half,
         "isolated": answer.isolated,
