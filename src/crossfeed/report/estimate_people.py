@@ -213,7 +213,8 @@ def limits(audit: words.Audit, page: Page) -> str:
     """What the estimate does not say."""
     lines = [
         f"It is a derivative: what a small change of curation does after {rounds(audit)}, in proportion. Large changes may do otherwise.",
-        f"Intervals ({percent(audit)}) hold what the finite sample leaves open. They do not hold errors of the linearised loop: models "
+        f"Intervals ({percent(audit)}) hold what the finite sample leaves open, and how far the answer differs from the one by "
+        "gradients at the present parameters. They do not hold all errors of the linearised loop: models "
         "that move far in the horizon, training beyond its stable step sizes, rules of training that are not smooth.",
         "How training shortens a round (steps, learning rate, optimiser) is taken from the spec; its randomness averages out.",
         "Alignment is the mean of a reward function that stands for people; no person was asked.",

@@ -91,7 +91,8 @@ def _glossary(audit: words.Audit) -> str:
         f"{POINTS} more are 0.1 more of it, with the rest of the mixture giving way. A model’s <dfn>alignment</dfn> is the mean "
         "reward that its own people give its outputs. Nothing was retrained: the effects are estimated from samples of the "
         f"models and their gradients, to first order, for {rounds(audit)} of retraining. In brackets stand {percent(audit)} "
-        "intervals of what the samples leave open; a sign is told where the interval leaves out zero. <dfn>Dampened</dfn> means "
+        "intervals of what the samples leave open and of how far the answer hangs on where gradients are taken; a sign is told "
+        "where the interval leaves out zero. <dfn>Dampened</dfn> means "
         "that curation helps, but less than it would if the other models stood still; <dfn>backfires</dfn>, that alignment falls."
     )
 
