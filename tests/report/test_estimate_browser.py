@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +9,11 @@ import pytest
 
 from crossfeed.report.estimate_html import html
 from report.fake_estimates import fake, hostile
-from report.test_browser import ARGUMENTS, DRAWN, _check_charts
+from report.test_browser import _check_charts
 from report.test_run_browser import FAINT
 
 pytestmark = pytest.mark.browser
+PATIENCE = 60_000
 LONG = ["the first of the models with a long name, fine-tuned on everything there is", "b", "c" * 120]
 AUDITS = {
     "1": lambda: fake(1),
@@ -27,47 +26,11 @@ AUDITS = {
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("estimates")
     for name, make in AUDITS.items():
         (folder / f"{name}.html").write_text(html(make()), encoding="utf-8")
     return {name: folder / f"{name}.html" for name in AUDITS}
-
-
-@pytest.fixture
-def visit(chromium: Any, pages: dict[str, Path]) -> Iterator[Any]:
-    """Open a page and wait until its charts are drawn; at the end nothing may have been said, thrown or fetched."""
-    opened, trouble = [], []
-
-    def go(name: str, scheme: str = "light", width: int = 1280) -> Any:
-        context = chromium.new_context(offline=True, color_scheme=scheme, viewport={"width": width, "height": 900})
-        opened.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: trouble.append(message.text))
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on(
-            "request",
-            lambda request: trouble.append(request.url) if not request.url.startswith(("file:", "data:")) else None,
-        )
-        page.on("dialog", lambda dialog: (trouble.append(dialog.message), dialog.dismiss()))
-        page.goto(pages[name].as_uri())
-        page.wait_for_selector(DRAWN, timeout=60_000)
-        return page
-
-    yield go
-    for context in opened:
-        context.close()
-    assert trouble == []
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("dark", 360), ("light", 1440)])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,10 @@ import pytest
 
 from crossfeed.report.run_report import run_page
 from report.fake_runs import hostile, made
-from report.test_browser import ARGUMENTS, DRAWN, _check_charts
+from report.test_browser import _check_charts
 
 pytestmark = pytest.mark.browser
+PATIENCE = 60_000
 RUNS = {
     "vectors": lambda folder: made("vectors", 2, folder, rounds=5),
     "images": lambda folder: made("images", 2, folder, rounds=3),
@@ -45,47 +44,11 @@ ROUNDS = """() => [...document.querySelectorAll('.chart svg g.role-axis')]
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
     for name, make in RUNS.items():
         (folder / f"{name}.html").write_text(run_page(make(folder / name)), encoding="utf-8")
     return {name: folder / f"{name}.html" for name in RUNS}
-
-
-@pytest.fixture
-def visit(chromium: Any, pages: dict[str, Path]) -> Iterator[Any]:
-    """Open a page and wait until its charts are drawn; at the end nothing may have been said, thrown or fetched."""
-    opened, trouble = [], []
-
-    def go(name: str, scheme: str = "light", width: int = 1280) -> Any:
-        context = chromium.new_context(offline=True, color_scheme=scheme, viewport={"width": width, "height": 900})
-        opened.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: trouble.append(message.text))
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on(
-            "request",
-            lambda request: trouble.append(request.url) if not request.url.startswith(("file:", "data:")) else None,
-        )
-        page.on("dialog", lambda dialog: (trouble.append(dialog.message), dialog.dismiss()))
-        page.goto(pages[name].as_uri())
-        page.wait_for_selector(DRAWN, timeout=60_000)
-        return page
-
-    yield go
-    for context in opened:
-        context.close()
-    assert trouble == []
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,6 @@ class NetworkAudit:
         size: How many samples.
         seconds: By stage.
         confidence: Level of the intervals.
-        notes: What else a reader should know.
         now: (E,) present alignment and its standard error over clusters.
         seed: Of all draws.
         start: (E, C) the influence matrix from gradients at the present parameters, by the smaller samples that told where the loop
@@ -57,7 +56,6 @@ class NetworkAudit:
     size: Size
     seconds: dict[str, float]
     confidence: float = 0.95
-    notes: list[str] = field(default_factory=list)
     now: list[tuple[float, float]] = field(default_factory=list)
     seed: int = 0
     start: Tensor | None = None

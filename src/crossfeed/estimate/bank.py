@@ -19,7 +19,7 @@ from crossfeed.errors import CheckFailedError
 from crossfeed.estimate.base import Differentiable, ExactCurvature
 from crossfeed.estimate.coordinates import Coordinates, coordinates
 from crossfeed.estimate.derivatives import flatten, in_order, indexed_rows
-from crossfeed.estimate.draws import Draws, EvaluationDraw, SourceDraw
+from crossfeed.estimate.draws import Draws, EvaluationDraw, SourceDraw, some_picks
 from crossfeed.estimate.steps import adam_scale
 from crossfeed.record.pool import take
 
@@ -225,13 +225,8 @@ class _Rows:
 
     def curvature(self, draw: SourceDraw, most: int) -> tuple[Tensor, Tensor]:
         """(m, d) rows of the Gauss–Newton matrix on one pick of every group, and their groups (m,)."""
-        generator = torch.Generator().manual_seed(self.seed)
-        num, size = draw.probabilities.shape
-        groups = torch.randperm(num, generator=generator)[:most].sort().values
-        pick = torch.zeros(len(groups), dtype=torch.int64)
-        if size > 1:
-            pick = torch.multinomial(draw.probabilities[groups], 1, generator=generator)[:, 0]
-        outputs = take(draw.outputs, groups * size + pick)
+        groups, pick = some_picks(draw, most, self.seed)
+        outputs = take(draw.outputs, groups * draw.candidates + pick)
         own = torch.Generator(self.model.device).manual_seed(self.seed)
         batch = self.model.curvature_batch(draw.prompts[groups], outputs, own)
         return self._rows(self.model.curvature_terms, batch, f"curvature on {draw.name}"), groups

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from crossfeed.estimate.estimator import estimate
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.points import Point
-from crossfeed.retraining.picking import whole_candidates
+from crossfeed.retraining.picking import outputs_a_row
 
 LEAST, MOST = 64, 1_000_000
 """Outputs a producer that a budget may buy."""
@@ -83,7 +82,7 @@ def _outputs(point: Point, eco: Ecosystem, source: Source, size: Size, where: st
         have = point.world.data[source.data].size
         num = size.outputs if have is None else min(size.outputs, have)
         return num, num
-    candidates = math.prod(whole_candidates(source, where)) if isinstance(source, Curated) else 1
+    candidates = outputs_a_row(source, where)
     groups = max(2, size.outputs // candidates)
     return groups * candidates, groups
 

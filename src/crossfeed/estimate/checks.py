@@ -210,7 +210,7 @@ def stability(bank: Bank, answer: Answer, horizon: Horizon) -> Check:
 
 def expansion(answer: Answer) -> Check:
     """The linearised loop does not explode: a round multiplies no change by much more than 1."""
-    factor, share = answer.system.expansion(), answer.system.fisher
+    factor, share = answer.system.expansion, answer.system.fisher
     mixed = (
         f" {100 * share:.0f} % of the empirical Fisher matrix were mixed into the curvature for it." if share else ""
     )

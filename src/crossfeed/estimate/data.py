@@ -260,7 +260,7 @@ def _observed(audit: NetworkAudit) -> list[dict[str, Any]]:
 
 
 def _warnings(audit: NetworkAudit) -> list[str]:
-    out = list(audit.notes)
+    out: list[str] = []
     if worst(audit.checks) == "failed":
         out.append("A check failed: do not rely on the numbers before it is mended; see the checks.")
     words = [word for row in audit.verdicts() for word in row]

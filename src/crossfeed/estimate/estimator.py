@@ -195,7 +195,7 @@ def not_expanding(bank: Bank, horizon: Horizon, found: Sequence[Moments]) -> Sys
     """
     for share in SHARES:
         system = System(bank, found, horizon.steps, horizon.ridge, fisher=share)
-        if all(part.work_out_fisher is None for part in found) or system.expansion() <= EXPANSION:
+        if all(part.work_out_fisher is None for part in found) or system.expansion <= EXPANSION:
             break
     return system
 

@@ -6,7 +6,6 @@ candidates serve as four groups of 2 and as eight raw outputs too.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from crossfeed.networks.rewards import RewardFn
 from crossfeed.networks.world import World
 from crossfeed.retraining.assembling import mapped
 from crossfeed.retraining.evaluation import evaluation_inputs, finite_rewards
-from crossfeed.retraining.picking import whole_candidates
+from crossfeed.retraining.picking import outputs_a_row
 
 Advance = Callable[[int], None]
 _IDLE = 8
@@ -105,9 +104,8 @@ class _Maker:
     def source(self, consumer: str, name: str, source: Source) -> SourceDraw:
         if isinstance(source, (Real, Picks)):
             return self._data(consumer, name, source)
-        size = 1
-        if isinstance(source, Curated):
-            size = math.prod(whole_candidates(source, f"models.{consumer}.sources.{name}"))
+        where = f"models.{consumer}.sources.{name}"
+        size = outputs_a_row(source, where)
         key = self._key(source, size)
         made = self._make(key)
         groups = made.size // size  # of each prompt
@@ -116,7 +114,6 @@ class _Maker:
         known: dict[str, Tensor] = {}
         if isinstance(source, Curated) and size > 1:
             people = self.eco.models[source.producer].reward
-            where = f"models.{consumer}.sources.{name}"
             known = {r: self._judge(key, r, where).view(-1, size) for r in pick_rewards(source, people)}
             chances = pick_probabilities(source, people, known).expand(len(prompts), -1)
             picked = self._picked(source, size, where)
@@ -353,9 +350,7 @@ def _largest(eco: Ecosystem) -> dict[tuple[str, str | None, float], int]:
     for name, model in eco.models.items():
         for label, source in zip(source_names(model), model.sources, strict=True):
             if isinstance(source, (Raw, Curated)):
-                size = 1
-                if isinstance(source, Curated):
-                    size = math.prod(whole_candidates(source, f"models.{name}.sources.{label}"))
+                size = outputs_a_row(source, f"models.{name}.sources.{label}")
                 key = (source.producer, source.inputs, source.sampling_temperature)
                 out[key] = max(out.get(key, 1), size)
     return out

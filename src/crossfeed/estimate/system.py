@@ -139,6 +139,10 @@ def blend(part: Moments, fisher: float) -> Tensor:
     return (1 - fisher) * part.curvature + fisher * part.fisher
 
 
+ITERATIONS = 20
+"""Of the power iteration for :attr:`System.expansion`."""
+
+
 class System:
     """The linearised loop of an ecosystem around its parameters (:class:`crossfeed.estimate.horizon.LinearLoop`).
 
@@ -149,7 +153,6 @@ class System:
         steps: By model, how a round trains it.
         ridge: By model, added to the curvature.
         fisher: Share of the empirical Fisher matrix in the curvature of networks.
-        isolated: Drop all couplings between different models.
     """
 
     def __init__(
@@ -160,7 +163,6 @@ class System:
         ridge: Sequence[float],
         mixture: Sequence[float] | None = None,
         fisher: float = 0.0,
-        isolated: bool = False,
     ) -> None:
         self.bank, self.found, self.steps = bank, found, steps
         self.sizes = [model.basis.size for model in bank.models]
@@ -179,15 +181,14 @@ class System:
         for rows, part, weight in zip(bank.sources, found, self.mixture, strict=True):
             if part.coupling is None or rows.producer is None or not weight:
                 continue
-            if not isolated or rows.producer == rows.consumer:
-                key = (rows.consumer, rows.producer)
-                self.couplings[key] = self.couplings.get(key, torch.zeros(())) + weight * part.coupling
+            key = (rows.consumer, rows.producer)
+            self.couplings[key] = self.couplings.get(key, torch.zeros(())) + weight * part.coupling
 
     @classmethod
     def alone(cls, other: System) -> System:
         """The same with all couplings between different models dropped; shares the curvatures."""
         new = cls.__new__(cls)
-        new.__dict__ |= other.__dict__
+        new.__dict__ |= {key: value for key, value in other.__dict__.items() if key != "expansion"}
         new.couplings = {key: value for key, value in other.couplings.items() if key[0] == key[1]}
         return new
 
@@ -223,12 +224,13 @@ class System:
         out: Tensor = vectors @ (keep * parts)
         return out
 
-    def expansion(self, iterations: int = 20) -> float:
+    @cached_property
+    def expansion(self) -> float:
         """By how much one round of all models at once multiplies what it multiplies most; power iteration from two seeded starts."""
         generator = torch.Generator().manual_seed(0)
         x = [torch.randn(size, 2, generator=generator, dtype=torch.float64) for size in self.sizes]
         factor = 0.0
-        for _ in range(iterations):
+        for _ in range(ITERATIONS):
             y = [v + self.respond(i, -self.curvature(i, v) - self.coupling(i, x), 0) for i, v in enumerate(x)]
             before, after = (torch.stack([v.square().sum(0) for v in z]).sum(0).sqrt() for z in (x, y))
             factor = float((after / before).max())

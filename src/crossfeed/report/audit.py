@@ -23,6 +23,7 @@ from crossfeed.errors import CrossfeedError, NotStableError, SettingError
 from crossfeed.influence.matrix import Influence, curation_ratio, influence, verdict
 from crossfeed.influence.threshold import Mover, threshold
 from crossfeed.report import sections
+from crossfeed.report.output import save_result
 
 Progress = Callable[[str, int, int], None]
 MANY = 30
@@ -46,21 +47,9 @@ class Audit:
         Raises:
             DataError: when the path cannot be written or its suffix is unknown.
         """
-        from crossfeed.errors import DataError
         from crossfeed.report.html import html
 
-        path = Path(path)
-        if path.suffix == ".json":
-            text = self.json()
-        elif path.suffix in (".html", ".htm"):
-            text = html(self.data)
-        else:
-            raise DataError(f"{path}: cannot tell what to write; use a name that ends in .html or .json")
-        try:
-            path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
-        return path
+        return save_result(path, self.json, lambda: html(self.data))
 
     def save_chart(self, name: str, path: str | Path) -> Path:
         """Export one chart as SVG, PDF or PNG, by the suffix of ``path``; names in ``crossfeed.report.charts.CHARTS``."""

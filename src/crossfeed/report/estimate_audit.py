@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossfeed.describe.schema import Ecosystem
-from crossfeed.errors import DataError, NotAvailableError, SettingError
+from crossfeed.errors import NotAvailableError, SettingError
+from crossfeed.report.output import save_result
 
 if TYPE_CHECKING:
     from crossfeed.estimate.audit import NetworkAudit
@@ -41,20 +42,9 @@ class EstimateAudit:
         Raises:
             DataError: when the path cannot be written or its suffix is unknown.
         """
-        path = Path(path)
-        if path.suffix == ".json":
-            text = self.json()
-        elif path.suffix in (".html", ".htm"):
-            from crossfeed.report.estimate_html import html
+        from crossfeed.report.estimate_html import html
 
-            text = html(self.data)
-        else:
-            raise DataError(f"{path}: cannot tell what to write; use a name that ends in .html or .json")
-        try:
-            path.write_text(text, encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
-        return path
+        return save_result(path, self.json, lambda: html(self.data), errors="replace")
 
     def json(self) -> str:
         """audit.json's text."""

@@ -87,6 +87,29 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> None:
             partial.unlink(missing_ok=True)
 
 
+def save_result(path: str | Path, json: Callable[[], str], html: Callable[[], str], errors: str = "strict") -> Path:
+    """Write a result's page (.html) or its data (.json), by the suffix of ``path``.
+
+    Args:
+        path: The file to make or replace.
+        json: Gives the data's text.
+        html: Gives the page.
+        errors: What becomes of characters that no file can hold, as :meth:`Path.write_text` has it.
+
+    Raises:
+        DataError: the path cannot be written or its suffix is unknown.
+    """
+    path = Path(path)
+    if path.suffix not in (".json", ".html", ".htm"):
+        raise DataError(f"{path}: cannot tell what to write; use a name that ends in .html or .json")
+    text = json() if path.suffix == ".json" else html()
+    try:
+        path.write_text(text, encoding="utf-8", errors=errors)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+    return path
+
+
 def _cannot_write(path: Path, error: OSError) -> CrossfeedError:
     return CrossfeedError(f"{path}: cannot be written ({error.strerror}); give --out a place you can write")
 

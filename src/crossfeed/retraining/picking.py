@@ -11,13 +11,14 @@ and τ = 0 picks the best, ties uniformly. A second stage picks among the first 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from crossfeed.describe.schema import Pick
+from crossfeed.describe.schema import Curated, Pick, Source
 from crossfeed.errors import CheckFailedError, NotAvailableError
 
 UNIFORM = "uniform"
@@ -55,6 +56,15 @@ def whole_candidates(pick: Pick, where: str) -> list[int]:
                 f"{where}: found candidates: inf; networks are known by their samples: give a whole number"
             )
     return [int(stage.candidates) for stage in pick.stages]
+
+
+def outputs_a_row(source: Source, where: str) -> int:
+    """Outputs to generate for one row of a source: the candidates of all stages for picks, else 1.
+
+    Raises:
+        NotAvailableError: as :func:`whole_candidates`.
+    """
+    return math.prod(whole_candidates(source, where)) if isinstance(source, Curated) else 1
 
 
 def pick_among(pick: Pick, people: str, num: int, rewards: Rewards, generator: torch.Generator) -> Picked:

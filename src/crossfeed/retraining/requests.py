@@ -7,7 +7,6 @@ picks, K₁·K₂ for two stages, 1 for raw outputs. Nothing else is generated.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from crossfeed.networks.randomness import child_seed, generator, passes
 from crossfeed.networks.world import World
 from crossfeed.record.pool import Pool
 from crossfeed.retraining.counts import rows_per_round, source_counts
-from crossfeed.retraining.picking import whole_candidates
+from crossfeed.retraining.picking import outputs_a_row
 from crossfeed.retraining.timing import Clock
 
 
@@ -36,9 +35,7 @@ class Want:
     @property
     def candidates(self) -> int:
         """Outputs to generate a row."""
-        if not isinstance(self.source, Curated):
-            return 1
-        return math.prod(whole_candidates(self.source, f"models.{self.consumer}.sources.{self.name}"))
+        return outputs_a_row(self.source, f"models.{self.consumer}.sources.{self.name}")
 
 
 @dataclass(frozen=True)
