@@ -38,6 +38,8 @@ from crossfeed.describe.schema import (
     Samples,
     Vectors,
 )
+from crossfeed.estimate.points import open_point
+from crossfeed.networks.language import LanguageModel
 
 NUM = 64
 SPLIT_SEED = 20261121
@@ -104,7 +106,7 @@ def _mixture(draw: random.Random) -> MixtureData:
     return MixtureData(means=means, std=draw.uniform(0.2, 0.5))
 
 
-def _sources(draw: random.Random, name: str, names: list[str]) -> list[Any]:
+def _sources(draw: random.Random, name: str, names: list[str], coldness: float = 1.0) -> list[Any]:
     """Real data, own and others' picks, own and others' raw outputs; 25 to 60 % picked, at least 15 % real."""
     others = [other for other in names if other != name]
     curation = draw.uniform(0.25, 0.6)
@@ -115,7 +117,7 @@ def _sources(draw: random.Random, name: str, names: list[str]) -> list[Any]:
     plain = [draw.choice(names)] if draw.random() < 0.6 else [name, draw.choice(others)]
     out: list[Any] = [Real(data=f"data_{name}", weight=real)]
     for producer, weight in zip(picked, _shares(draw, len(picked), curation), strict=True):
-        temperature = draw.choice([0.0, 0.3, 1.0, 1.0, 2.0])
+        temperature = coldness * draw.choice([0.0, 0.3, 1.0, 1.0, 2.0])
         candidates = draw.choice([2, 4, 8])
         out.append(Curated(producer=producer, weight=weight, candidates=candidates, temperature=temperature))
     for producer, weight in zip(plain, _shares(draw, len(plain), raw), strict=True):
@@ -135,44 +137,50 @@ NOUNS = ["files", "cards", "notes", "words", "lines", "names", "parts", "codes",
 
 
 def _language(number: int, draw: random.Random, folder: Path) -> Ecosystem:
-    """Small Llamas that learn to shorten made-up sentences; people like short or long answers."""
+    """Small Llamas that shorten made-up sentences to one to five words; people like short or long answers.
+
+    Every sentence stands in the data with answers of all lengths, so that a model is a distribution and picks have something to choose.
+    Half of the ecosystems train every parameter, half adapters on one base that was trained on everybody's texts.
+    """
     names = ["p", "q", "r"][: draw.choice([2, 2, 3])]
     data = {}
     for name in names:
         verbs, nouns = draw.sample(VERBS, 4), draw.sample(NOUNS, 4)
+        odds = [draw.uniform(0.2, 1) for _ in range(5)]
         rows = []
-        for i in range(64):
-            verb, noun, other = draw.choice(verbs), draw.choice(nouns), draw.choice(nouns)
-            long = f"{verb} {noun} and {other}" if draw.random() < 0.5 else f"{verb} {noun}"
-            rows.append({"input": f"Tool {i} {verb} {noun} and {other} fast.", "output": long})
+        for _ in range(16):
+            words = [draw.choice(verbs), draw.choice(nouns), "and", draw.choice(nouns), "fast"]
+            for length in draw.choices(range(1, 6), odds, k=24):
+                rows.append({"input": " ".join(words) + ".", "output": " ".join(words[:length])})
         path = folder / f"texts-{number}-{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         data[f"data_{name}"] = TextsData(
             file=str(path), input_column="input", answer_column="output", template="{input}\n"
         )
-    lengths = {name: draw.choice([2, 3, 4, 5, 6]) for name in names}
-    lora = draw.random() < 0.5
-    family = CausalLM(
+    lengths = {name: draw.choice([1, 2, 3, 4, 5]) for name in names}
+    fresh = CausalLM(
         fresh=FreshLM(width=32, layers=2, heads=2, vocabulary=300),
-        lora=Lora(rank=8, alpha=16) if lora else None,
-        max_prompt_tokens=48,
-        max_new_tokens=16,
+        max_prompt_tokens=32,
+        max_new_tokens=12,
         attention="eager",
     )
-    adam = draw.random() < 0.5
+    lora, adam = draw.random() < 0.5, draw.random() < 0.5
+    rate = 1e-3 if adam else 0.1
     train = Training(
-        steps=20,
-        batch_size=32,
-        optimizer="adamw" if adam else "sgd",
-        learning_rate=(1e-3 if adam else 0.05) * (2 if lora else 1),
+        steps=40, batch_size=64, optimizer="adamw" if adam else "sgd", learning_rate=rate * (2 if lora else 1)
     )
+    pretrain = Pretraining(steps=300, batch_size=64, learning_rate=5e-3, schedule="cosine")
+    family = fresh
+    if lora:
+        base = _base(number, folder, fresh, data, pretrain)
+        family = fresh.model_copy(update={"fresh": None, "pretrained": base, "lora": Lora(rank=8, alpha=16)})
     models = {
         name: Model(
             family=family,
             reward=name,
-            sources=_sources(draw, name, names),
+            sources=_sources(draw, name, names, coldness=0.2),
             train=train,
-            pretrain=Pretraining(steps=300, batch_size=32, learning_rate=5e-3, schedule="cosine"),
+            pretrain=pretrain,
         )
         for name in names
     }
@@ -183,6 +191,30 @@ def _language(number: int, draw: random.Random, folder: Path) -> Ecosystem:
         data=data,
         rewards={name: SummaryReward(length=lengths[name]) for name in names},
         models=models,
-        samples=Samples(per_round=256),
-        run=RunOptions(rounds=ROUNDS, evaluation_samples=512, generation_batch=512, stop=Stop(collapse=0)),
+        samples=Samples(per_round=512),
+        run=RunOptions(rounds=ROUNDS, evaluation_samples=2048, generation_batch=1024, stop=Stop(collapse=0)),
     )
+
+
+def _base(number: int, folder: Path, family: CausalLM, data: dict[str, Any], pretrain: Pretraining) -> str:
+    """One network trained on everybody's texts, in the usual files; made once."""
+    base = folder / f"base-{number:02d}"
+    if not (base / "config.json").exists():
+        own: list[Any] = [Real(data=name, weight=1 / len(data)) for name in data]
+        eco = Ecosystem(
+            name="base",
+            seed=number,
+            space=Text(),
+            data=data,
+            rewards={"any": SummaryReward()},
+            models={
+                "base": Model(family=family, reward="any", sources=own, train=Training(steps=1), pretrain=pretrain)
+            },
+            samples=Samples(per_round=64),
+            run=RunOptions(rounds=1, evaluation_samples=8),
+        )
+        trained = open_point(eco, device="cpu").networks["base"]
+        assert isinstance(trained, LanguageModel)
+        trained.base.tokenizer.save_pretrained(base)
+        trained.base.network.save_pretrained(base)
+    return str(base)
