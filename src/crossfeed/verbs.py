@@ -77,7 +77,7 @@ def audit(
         command: How to reproduce it, for the report.
         spec_file: Name of the spec's file, for the report.
         options: Networks: run, round, rounds, samples, budget, seed, device, what_if,
-            outputs, look_ahead, tell. Closed forms: none.
+            outputs, look_ahead, projection, spill, estimator, tell. Closed forms: none.
 
     Returns:
         The audit, with ``data`` and ``save(path)``; printed it is a summary, and in a notebook the report.

@@ -26,7 +26,9 @@ def audit(
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=2, metavar="N", help="Networks: outputs of every model.  [default: 4000; texts 1000]"),
+        typer.Option(
+            min=2, metavar="N", help="Networks: outputs of every model.  [default: 4000; texts 1000; images 360]"
+        ),
     ] = None,
     budget: Annotated[
         str | None, typer.Option(metavar="N|TIME", help="Networks: samples, or a time to fit them into: 10m, 90s.")
@@ -46,9 +48,20 @@ def audit(
             help="Networks: a model's outputs on file (prompt, candidates, rewards or picks; TRL preferences); may be repeated.",
         ),
     ] = None,
+    estimator: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Networks: bank (needs likelihoods), matrix-free (also without), or auto: the bank where it can.",
+        ),
+    ] = "auto",
     round_: Annotated[
         int | None,
         typer.Option("--round", min=0, metavar="N", help="A run: audit it after this round.  [default: its last]"),
+    ] = None,
+    projection: Annotated[
+        int | None,
+        typer.Option(min=4, metavar="M", help="Networks: keep gradients of large models in M random coordinates."),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="S", help="Networks: seed.  [default: the spec's]")] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="Networks: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
@@ -67,10 +80,12 @@ def audit(
         "--samples": samples,
         "--budget": budget,
         "--round": round_,
+        "--projection": projection,
         "--seed": seed,
         "--device": None if device == "auto" else device,
         "--what-if": what_if or None,
         "--outputs": outputs or None,
+        "--estimator": None if estimator == "auto" else estimator,
     }
     given = {name: value for name, value in asked.items() if value is not None}
     is_folder = spec.is_dir()
@@ -83,10 +98,12 @@ def audit(
             "rounds": rounds,
             "samples": samples,
             "budget": budget,
+            "projection": projection,
             "seed": seed,
             "device": device,
             "what_if": what_ifs(what_if),
             "outputs": files_of(outputs),
+            "estimator": estimator,
             "tell": None if quiet else say,
         }
     elif given:

@@ -28,6 +28,8 @@ class Differentiable(Protocol):
         name: The model's name in the spec.
         capabilities: Subset of ``likelihood`` (:meth:`log_probs`) and ``rsample`` (:meth:`rsample`).
         loss_is_score: Whether ℓ(θ; z) = −log q(y | x; θ) at temperature 1 for sampled z, so that both share their gradients.
+        smooth_in_outputs: Whether ∇_θ ℓ(θ; y) is continuous in the output y: what following outputs through a sampler needs of those
+            who are trained on them.
         device: Where its tensors are.
         chunk: Samples whose gradients are worked out at once.
     """
@@ -35,6 +37,7 @@ class Differentiable(Protocol):
     name: str
     capabilities: frozenset[str]
     loss_is_score: bool
+    smooth_in_outputs: bool
     device: torch.device
     chunk: int
 

@@ -1,16 +1,14 @@
-"""What-ifs of an audit of networks: answered from its bank, without new samples."""
+"""What-ifs of an audit of networks: answered from its samples, without new ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from scipy.stats import norm
-
 from crossfeed.describe.schema import Ecosystem
 from crossfeed.describe.settings import get, put
 from crossfeed.errors import NotAvailableError, SettingError
-from crossfeed.estimate.audit import NetworkAudit
+from crossfeed.estimate.audited import Audited
 
 
 def planned(eco: Ecosystem, more: Sequence[tuple[str, float]] = ()) -> list[tuple[str, float]]:
@@ -25,27 +23,24 @@ def planned(eco: Ecosystem, more: Sequence[tuple[str, float]] = ()) -> list[tupl
     return list(dict.fromkeys(wanted))
 
 
-def answer_changes(audit: NetworkAudit, wanted: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+def answer_changes(audit: Audited, wanted: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
     """What each change, by itself, does to every evaluation over the horizon.
 
     Args:
-        audit: Whose bank answers.
+        audit: Whose samples answer.
         wanted: (path, new value).
     """
     return [_answer(audit, path, value) for path, value in wanted]
 
 
-def _answer(audit: NetworkAudit, path: str, value: float) -> dict[str, Any]:
-    from crossfeed.estimate.what_if import what_if
-
+def _answer(audit: Audited, path: str, value: float) -> dict[str, Any]:
     out: dict[str, Any] = {"path": path, "from": get(audit.eco, path), "to": value}
     out |= dict.fromkeys(("change", "errors", "low", "high", "first_order", "verdict", "matrix", "note"))
     try:
-        found = what_if(audit.estimate, put(audit.eco, path, value))
+        found = audit.what_if(put(audit.eco, path, value))
     except (SettingError, NotAvailableError) as error:
         return out | {"note": str(error)}
-    reach = float(norm.ppf(0.5 + audit.confidence / 2))
-    change, half = found.change.double(), reach * found.errors.double()
+    change, half = found.change.double(), audit.findings.quantile * found.errors.double()
     return out | {
         "change": change,
         "errors": found.errors,

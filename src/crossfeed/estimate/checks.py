@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crossfeed.errors import CheckFailedError
 from crossfeed.estimate.bank import Bank, SourceRows
+from crossfeed.estimate.draws import EvaluationDraw, SourceDraw
 from crossfeed.estimate.influence import Answer, Horizon
 from crossfeed.estimate.lookahead import Course
 from crossfeed.estimate.system import group_weights
@@ -133,23 +134,38 @@ def scores(bank: Bank) -> Check:
 
 
 def effective(rows: SourceRows) -> float:
-    """Kish's effective number of clusters of a source: 1/Σ (share of each cluster)²."""
-    p = group_weights(rows.draw.clusters, None)
-    _, index = rows.draw.clusters.unique(return_inverse=True)
+    """Kish's effective number of clusters of a source."""
+    return kish(rows.draw.clusters)
+
+
+def kish(clusters: Tensor) -> float:
+    """Kish's effective number of clusters (n,): 1/Σ (share of each cluster)².
+
+    Example:
+        >>> kish(torch.tensor([0, 0, 1, 1]))
+        2.0
+    """
+    p = group_weights(clusters, None)
+    _, index = clusters.unique(return_inverse=True)
     share = torch.zeros(int(index.max()) + 1, dtype=torch.float64).index_add(0, index, p)
     return float(1 / share.square().sum())
 
 
 def samples(bank: Bank) -> Check:
     """There are enough different prompts, and not the same ones under different numbers."""
+    return of_samples(
+        [(f"{r.draw.consumer}.{r.draw.name}", effective(r), len(r.draw.prompts.unique())) for r in bank.sources]
+    )
+
+
+def of_samples(sources: Sequence[tuple[str, float, int]]) -> Check:
+    """The same from each source's name, effective number of groups and number of different prompts."""
     thin, repeated = [], []
-    for rows in bank.sources:
-        kish, asked = effective(rows), len(rows.draw.prompts.unique())
-        name = f"{rows.draw.consumer}.{rows.draw.name}"
-        if kish < FEW:
-            thin.append(f"{name} ({kish:.0f})")
-        elif asked > 1 and kish < asked / 2:
-            repeated.append(f"{name} ({kish:.0f} of {asked:,})")
+    for name, groups, asked in sources:
+        if groups < FEW:
+            thin.append(f"{name} ({groups:.0f})")
+        elif asked > 1 and groups < asked / 2:
+            repeated.append(f"{name} ({groups:.0f} of {asked:,})")
     if thin:
         words = f"Fewer than {FEW} different prompts or groups: {', '.join(thin[:6])}; intervals are rough. Use more prompts or samples."
         return Check("samples", "warning", words)
@@ -161,14 +177,19 @@ def samples(bank: Bank) -> Check:
 
 def rewards(bank: Bank) -> Check:
     """Rewards tell outputs apart."""
+    return of_rewards([rows.draw for rows in bank.sources], [judged.draw for judged in bank.evaluations])
+
+
+def of_rewards(sources: Sequence[SourceDraw], evaluations: Sequence[EvaluationDraw]) -> Check:
+    """The same from the samples."""
     flat = []
-    for rows in bank.sources:
-        for name, values in rows.draw.rewards.items():
+    for draw in sources:
+        for name, values in draw.rewards.items():
             if values.numel() and bool((values.amax(1) == values.amin(1)).all()):
-                flat.append(f"{name} on candidates of {rows.draw.consumer}.{rows.draw.name}")
-    for judged in bank.evaluations:
-        if float(judged.draw.rewards.amax()) == float(judged.draw.rewards.amin()):
-            flat.append(f"the reward of evaluation {judged.draw.model}.{judged.draw.name}")
+                flat.append(f"{name} on candidates of {draw.consumer}.{draw.name}")
+    for judged in evaluations:
+        if float(judged.rewards.amax()) == float(judged.rewards.amin()):
+            flat.append(f"the reward of evaluation {judged.model}.{judged.name}")
     if flat:
         words = (
             f"Constant: {', '.join(flat[:6])}. Picks by it are random and alignment cannot move; look at the reward."
@@ -198,6 +219,11 @@ def stability(bank: Bank, answer: Answer, horizon: Horizon) -> Check:
         steps, values = horizon.steps[i], answer.system.spectrum(i)
         if bool(steps.beyond(values, 0).any()):
             beyond.append(f"{model.name} (ηλ = {steps.largest_rate * float(values[-1]):.2g})")
+    return of_stability(beyond)
+
+
+def of_stability(beyond: Sequence[str]) -> Check:
+    """The same from the models that are beyond the edge, with how far."""
     if beyond:
         return Check(
             "step size",
@@ -210,7 +236,11 @@ def stability(bank: Bank, answer: Answer, horizon: Horizon) -> Check:
 
 def expansion(answer: Answer) -> Check:
     """The linearised loop does not explode: a round multiplies no change by much more than 1."""
-    factor, share = answer.system.expansion, answer.system.fisher
+    return of_expansion(answer.system.expansion, answer.system.fisher)
+
+
+def of_expansion(factor: float, share: float) -> Check:
+    """The same from the factor and the share of the empirical Fisher matrix."""
     mixed = (
         f" {100 * share:.0f} % of the empirical Fisher matrix were mixed into the curvature for it." if share else ""
     )
@@ -257,6 +287,11 @@ def clipping(bank: Bank, horizon: Horizon) -> Check:
         for model, steps in zip(bank.models, horizon.steps, strict=True)
         if steps.shorten < 0.5
     ]
+    return of_clipping(cut)
+
+
+def of_clipping(cut: Sequence[str]) -> Check:
+    """The same from the models whose steps are shortened by half or more, with by how much."""
     if cut:
         words = f"Clipping shortens most steps: {', '.join(cut)}; it is treated as a constant factor, which is rough when it varies."
         return Check("clipping", "warning", words)
@@ -265,12 +300,16 @@ def clipping(bank: Bank, horizon: Horizon) -> Check:
 
 def settled(bank: Bank, answer: Answer, course: Course) -> Check:
     """The models are near a stable point: what is predicted to move without any change is small beside what curation moves."""
-    drift = course.alignment[-1].abs()
+    return of_course([judged.draw for judged in bank.evaluations], course.alignment[-1])
+
+
+def of_course(evaluations: Sequence[EvaluationDraw], drift: Tensor) -> Check:
+    """The same from the answers and how much every alignment (E,) is predicted to move."""
     moving: list[str] = []
-    for e, judged in enumerate(bank.evaluations):
-        spread = float(judged.draw.rewards.std())
-        if float(drift[e]) > 0.25 * spread:
-            moving.append(f"{judged.draw.model} on {judged.draw.name} ({float(course.alignment[-1, e]):+.2g})")
+    for e, judged in enumerate(evaluations):
+        spread = float(judged.rewards.std())
+        if float(drift[e].abs()) > 0.25 * spread:
+            moving.append(f"{judged.model} on {judged.name} ({float(drift[e]):+.2g})")
     if moving:
         return Check(
             "stable point",

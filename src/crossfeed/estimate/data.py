@@ -9,13 +9,11 @@ from typing import Any
 import torch
 
 import crossfeed
-from crossfeed.describe.schema import Curated, Ecosystem, Evaluation, Real, candidates_label, source_names
+from crossfeed.describe.schema import Curated, Ecosystem, Evaluation, Real, Source, candidates_label, source_names
 from crossfeed.describe.settings import get
-from crossfeed.estimate.audit import NetworkAudit
-from crossfeed.estimate.bank import Bank
-from crossfeed.estimate.checks import effective, worst
-from crossfeed.estimate.data_people import examples, mismatches, pickers, sources
-from crossfeed.estimate.influence import outcomes
+from crossfeed.estimate.audited import Audited, Groups, route_words
+from crossfeed.estimate.checks import worst
+from crossfeed.estimate.data_people import behind, mismatches
 from crossfeed.record.spec_copy import digest
 
 FORMAT = "crossfeed-estimate"
@@ -23,7 +21,7 @@ UNIT = "change of alignment per unit of curation ratio, to first order, after th
 
 
 def data_of(
-    audit: NetworkAudit,
+    audit: Audited,
     command: str = "",
     spec_file: str | None = None,
     changes: Sequence[dict[str, Any]] = (),
@@ -57,21 +55,19 @@ def data_of(
             "run": None if audit.point.folder is None else str(audit.point.folder.path),
         },
         "horizon": {"rounds": rounds_of(audit), "first": audit.point.round + 1},
-        "route": "score function",
-        "solver": "gradient bank",
+        "route": route_words(audit.findings.models),
+        "solver": audit.solver,
         "samples": _samples(audit, chosen),
         "models": [_model(audit, i) for i in range(len(eco.names))],
         "evaluations": _evaluations(audit),
         "settings": [
-            {"path": path, "model": path.partition(".")[0], "value": get(eco, path)} for path in audit.estimate.paths
+            {"path": path, "model": path.partition(".")[0], "value": get(eco, path)} for path in audit.findings.paths
         ],
         "influence": _influence(audit),
         "trajectory": _trajectory(audit),
     }
     main = [e for e, found in enumerate(data["evaluations"]) if found["main"]]
-    data["examples"] = examples(audit, main)
-    data["sources"] = sources(audit)
-    data["pickers"] = pickers(audit)
+    data |= behind(audit, main)
     data["mismatch"] = mismatches(data, audit.half_width)
     data["checks"] = [{"name": c.name, "result": c.result, "words": c.words} for c in audit.checks]
     data["changes"] = list(changes)
@@ -95,9 +91,9 @@ def plain_values(value: Any) -> Any:
     return value
 
 
-def rounds_of(audit: NetworkAudit) -> int:
+def rounds_of(audit: Audited) -> int:
     """Rounds of the horizon."""
-    return len(audit.estimate.horizon.rounds or ())
+    return audit.findings.rounds
 
 
 def is_own(eco: Ecosystem, model: str, evaluation: Evaluation | None) -> bool:
@@ -112,61 +108,63 @@ def is_own(eco: Ecosystem, model: str, evaluation: Evaluation | None) -> bool:
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
-def _samples(audit: NetworkAudit, chosen: str | None) -> dict[str, Any]:
-    bank, size = audit.bank, audit.size
-    made = {id(rows.draw.outputs): len(rows.draw.outputs) for rows in bank.sources if rows.producer is not None}
-    answered = sum(len(rows.draw.outputs) for rows in bank.evaluations)
-    worked = {rows.loss.data_ptr(): len(rows.loss) for rows in bank.sources}
-    worked |= {rows.score.data_ptr(): len(rows.score) for rows in bank.sources if rows.score is not None}
-    worked |= {rows.score.data_ptr(): len(rows.score) for rows in bank.evaluations}
+def _samples(audit: Audited, chosen: str | None) -> dict[str, Any]:
+    size, work = audit.size, audit.findings.work
     return {
         "outputs": size.outputs,
         "evaluation": size.evaluation,
         "answers": size.answers if audit.point.world.medium == "text" else 1,
-        "generated": sum(made.values()) + answered,
-        "gradients": sum(worked.values()) + sum(len(rows.curvature) for rows in bank.sources),
-        "clusters": audit.estimate.num_clusters,
+        "generated": work.generated,
+        "gradients": work.gradients,
+        "clusters": work.clusters,
         "cluster": "prompt" if audit.point.world.medium == "text" else "group of candidates",
-        "bytes": bank.nbytes,
+        "bytes": work.bytes,
         "chosen": chosen,
     }
 
 
-def _model(audit: NetworkAudit, i: int) -> dict[str, Any]:
-    eco, bank = audit.eco, audit.bank
-    name = eco.names[i]
-    model, rows = eco.models[name], bank.models[i]
+def _model(audit: Audited, i: int) -> dict[str, Any]:
+    name, seen = audit.eco.names[i], audit.findings.models[i]
+    model = audit.eco.models[name]
     curated = [s.weight for s in model.sources if s.kind in ("curated", "picks")]
-    spectrum = audit.estimate.answer.system.spectrum(i)
     return {
         "name": name,
         "family": model.family.kind,
         "reward": model.reward,
-        "num_params": rows.num_params,
-        "coordinates": rows.basis.size,
-        "coordinates_are": "parameters" if rows.basis.basis is None else "span of its samples' gradients",
+        "route": seen.route,
+        "num_params": seen.num_params,
+        "coordinates": seen.coordinates,
+        "coordinates_are": seen.words,
         "curation": math.fsum(curated),
-        "largest_curvature": float(spectrum[-1]),
-        "sources": [_source(eco, bank, name, label) for label in source_names(model)],
+        "largest_curvature": seen.largest_curvature,
+        "sources": _sources(audit, name),
     }
 
 
-def _source(eco: Ecosystem, bank: Bank, consumer: str, label: str) -> dict[str, Any]:
+def _sources(audit: Audited, consumer: str) -> list[dict[str, Any]]:
+    eco = audit.eco
+    labels = [(name, label) for name, model in eco.models.items() for label in source_names(model)]
+    groups = dict(zip(labels, audit.findings.sources, strict=True))
     model = eco.models[consumer]
-    node = model.sources[source_names(model).index(label)]
-    rows = next(r for r in bank.sources if (r.draw.consumer, r.draw.name) == (consumer, label))
+    return [
+        _source(eco, label, node, groups[consumer, label])
+        for label, node in zip(source_names(model), model.sources, strict=True)
+    ]
+
+
+def _source(eco: Ecosystem, label: str, node: Source, sampled: Groups) -> dict[str, Any]:
     out = {
         "name": label,
         "kind": node.kind,
-        "producer": rows.draw.producer,
+        "producer": getattr(node, "producer", None),
         "data": getattr(node, "data", None),
         "weight": node.weight,
         "curator": None,
         "temperature": None,
-        "groups": len(rows.draw.clusters),
-        "candidates": rows.draw.candidates,
+        "groups": sampled.groups,
+        "candidates": sampled.candidates,
         "rule": None,
-        "effective": effective(rows),
+        "effective": sampled.effective,
     }
     if isinstance(node, Curated):
         out["curator"] = " then ".join(p.curator or eco.models[node.producer].reward for p in node.stages)
@@ -175,25 +173,24 @@ def _source(eco: Ecosystem, bank: Bank, consumer: str, label: str) -> dict[str, 
     return out
 
 
-def _evaluations(audit: NetworkAudit) -> list[dict[str, Any]]:
+def _evaluations(audit: Audited) -> list[dict[str, Any]]:
     eco, out = audit.eco, []
-    for e, judged in enumerate(audit.bank.evaluations):
-        name = judged.draw.model
-        node = next((n for n in eco.models[name].evaluate or [] if n.name == judged.draw.name), None)
-        now, error = audit.now[e] if audit.now else (audit.estimate.answer.judged[e].value, None)
+    for judged, (now, error) in zip(audit.findings.judged, audit.now, strict=True):
+        name = judged.model
+        node = next((n for n in eco.models[name].evaluate or [] if n.name == judged.name), None)
         reward = (node.reward if node is not None else None) or eco.models[name].reward
         out.append(
             {
                 "model": name,
-                "name": judged.draw.name,
+                "name": judged.name,
                 "reward": reward,
                 "data": None if node is None else node.data,
                 "own": is_own(eco, name, node),
                 "main": False,
                 "now": now,
                 "error": error,
-                "halfway": audit.estimate.answer.judged[e].value,
-                "spread": float(judged.draw.rewards.double().std()),
+                "halfway": judged.halfway,
+                "spread": judged.spread,
             }
         )
     for name in eco.names:  # the first on its own inputs by its own people, else the first
@@ -203,15 +200,15 @@ def _evaluations(audit: NetworkAudit) -> list[dict[str, Any]]:
     return out
 
 
-def _influence(audit: NetworkAudit) -> dict[str, Any]:
-    answer, half = audit.estimate.answer, audit.half_width
+def _influence(audit: Audited) -> dict[str, Any]:
+    found, half = audit.findings, audit.half_width
     return {
-        "matrix": answer.matrix,
-        "errors": audit.estimate.errors,
+        "matrix": found.matrix,
+        "errors": found.errors,
         "linearisation": audit.linearisation,
-        "low": answer.matrix - half,
-        "high": answer.matrix + half,
-        "isolated": answer.isolated,
+        "low": found.matrix - half,
+        "high": found.matrix + half,
+        "isolated": found.isolated,
         "verdict": audit.verdicts(),
         "needed": audit.needed(),
         "confidence": audit.confidence,
@@ -219,35 +216,30 @@ def _influence(audit: NetworkAudit) -> dict[str, Any]:
     }
 
 
-def _trajectory(audit: NetworkAudit) -> dict[str, Any]:
-    answer, start = audit.estimate.answer, audit.point.round
-    goals = outcomes(audit.bank, answer.judged, answer.system.sizes)
-    influence = []
-    for state in [] if answer.path is None else answer.path.after_rounds:
-        influence.append(sum((g.T @ x for g, x in zip(goals, state, strict=True)), torch.zeros(())))
-    now = torch.tensor([value for value, _ in audit.now] or [found.value for found in answer.judged])
-    course = audit.course.alignment + now
+def _trajectory(audit: Audited) -> dict[str, Any]:
+    found, start = audit.findings, audit.point.round
+    now = torch.tensor([value for value, _ in audit.now])
     return {
-        "rounds": list(range(start, start + len(course))),
-        "base": course,
-        "influence": influence,
+        "rounds": [start + t for t in found.shown],
+        "base": found.course + now,
+        "influence": list(found.unfolding),
         "observed": _observed(audit),
     }
 
 
-def _observed(audit: NetworkAudit) -> list[dict[str, Any]]:
+def _observed(audit: Audited) -> list[dict[str, Any]]:
     """What the run recorded from this round on, where it did go on."""
     folder, start = audit.point.folder, audit.point.round
     if folder is None or folder.rounds[-1] <= start:
         return []
     table = folder.metrics()
     columns = [table.column(c).to_pylist() for c in ("round", "model", "metric", "domain", "value", "standard_error")]
-    index = {(r.draw.model, r.draw.name): e for e, r in enumerate(audit.bank.evaluations)}
-    found: dict[int, list[tuple[int, float, float | None]]] = {}
+    index = {(found.model, found.name): e for e, found in enumerate(audit.findings.judged)}
+    seen: dict[int, list[tuple[int, float, float | None]]] = {}
     for t, model, metric, domain, value, error in zip(*columns, strict=True):
         e = index.get((model, domain))
         if metric == "alignment" and e is not None and t >= start and value is not None:
-            found.setdefault(e, []).append((int(t), float(value), None if error is None else float(error)))
+            seen.setdefault(e, []).append((int(t), float(value), None if error is None else float(error)))
     return [
         {
             "evaluation": e,
@@ -255,11 +247,11 @@ def _observed(audit: NetworkAudit) -> list[dict[str, Any]]:
             "value": [value for _, value, _ in sorted(points)],
             "error": [error for _, _, error in sorted(points)],
         }
-        for e, points in sorted(found.items())
+        for e, points in sorted(seen.items())
     ]
 
 
-def _warnings(audit: NetworkAudit) -> list[str]:
+def _warnings(audit: Audited) -> list[str]:
     out: list[str] = []
     if worst(audit.checks) == "failed":
         out.append("A check failed: do not rely on the numbers before it is mended; see the checks.")

@@ -10,6 +10,7 @@ from torch import Tensor
 from crossfeed.describe.schema import Curated, Pick, source_names
 from crossfeed.estimate.attribution import Example, source_effects, top_examples
 from crossfeed.estimate.audit import NetworkAudit
+from crossfeed.estimate.audited import Audited
 from crossfeed.estimate.bank import SourceRows
 from crossfeed.estimate.picks import pick_probabilities
 from crossfeed.estimate.system import group_weights
@@ -18,6 +19,15 @@ TOP = 5
 """Examples that push an evaluation up most, and as many that push it down most."""
 TEXT = 4000
 """Characters of an input or output that are kept."""
+NOT_ATTRIBUTED = "Which examples, sources and pickers are behind it: telling takes a gradient of every sample, and this solver keeps none."
+
+
+def behind(audit: Audited, evaluations: list[int]) -> dict[str, Any]:
+    """Examples, sources and pickers; or why there are none."""
+    if isinstance(audit, NetworkAudit):
+        found = {"examples": examples(audit, evaluations), "sources": sources(audit), "pickers": pickers(audit)}
+        return {**found, "not_attributed": None}
+    return {"examples": [], "sources": [], "pickers": [], "not_attributed": NOT_ATTRIBUTED}
 
 
 def examples(audit: NetworkAudit, evaluations: list[int]) -> list[dict[str, Any]]:

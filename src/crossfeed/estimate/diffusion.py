@@ -38,6 +38,7 @@ class DifferentiableDiffusion:
 
     capabilities = DiffusionNetwork.capabilities
     loss_is_score = False
+    smooth_in_outputs = True
 
     def __init__(self, network: DiffusionNetwork, chunk: int | None = None) -> None:
         self.name, self.device, self._network = network.name, network.device, network

@@ -29,6 +29,7 @@ class DifferentiableFlow:
 
     capabilities = SplineFlow.capabilities
     loss_is_score = True
+    smooth_in_outputs = False  # slopes of splines jump at knots
 
     def __init__(self, network: SplineFlow, chunk: int | None = None) -> None:
         self.name, self.device, self._network = network.name, network.device, network

@@ -5,7 +5,9 @@ vectors only. With rows h of the generalised Gauss–Newton matrix,
 
     H_i x = Σ_s w_s mean h (hᵀx) + (ridge + decay) x        a tangent and a gradient of every curvature sample
 
-or the Hessian itself where a model knows it; Q_i b = f(H_i) b by Lanczos; B_ij and its transpose by :mod:`crossfeed.estimate.couplings`.
+or the Hessian itself where a model knows it; Q_i b = f(H_i) b by Lanczos, or, where the rows h of few curvature samples may be kept
+(:meth:`MatrixFree.keep_curvature`), exactly and without a pass (:mod:`crossfeed.estimate.low_rank`); B_ij and its transpose by
+:mod:`crossfeed.estimate.couplings`.
 Passes per product and sample, with a plain forward pass as unit: a tangent about 2, a gradient about 3, a mixed derivative about 6, a
 tangent through a sampler of T steps about 2T.
 """
@@ -25,8 +27,8 @@ from crossfeed.estimate.bank import CURVATURE
 from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.couplings import Couplings, merged, shares_of
 from crossfeed.estimate.draws import Draws, SourceDraw
-from crossfeed.estimate.flow import DifferentiableFlow
-from crossfeed.estimate.lanczos import KrylovInverse, apply_function
+from crossfeed.estimate.lanczos import KrylovInverse, Lanczos, apply_function
+from crossfeed.estimate.low_rank import LowRank
 from crossfeed.estimate.passes import Passes
 from crossfeed.estimate.pathwise import RewardRates, moving_rewards
 from crossfeed.estimate.steps import Spectrum, Steps, clip_factor
@@ -111,7 +113,8 @@ class MatrixFree:
 
     Raises:
         NotAvailableError: a model that cannot be taken that way; start noise is missing; outputs of a model that is taken pathwise
-            are picked by the best of K (τ = 0), or are what a spline flow is trained on (:mod:`crossfeed.estimate.couplings`).
+            are picked by the best of K (τ = 0), or train a model whose gradients jump with them, a spline flow
+            (:mod:`crossfeed.estimate.couplings`).
     """
 
     def __init__(
@@ -146,6 +149,8 @@ class MatrixFree:
         self.fisher = fisher
         self._means: dict[int, Tensor] = {}
         self._spectra: dict[int, Spectrum] = {}
+        self._rows: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._kept: dict[int, LowRank] = {}
         self._inverses: dict[int, Callable[[Tensor], Tensor]] = {}
         self._check(models)
         parts = (self.names, self.models, draws, self.mixture, self.pathwise, self.rates)
@@ -166,7 +171,70 @@ class MatrixFree:
         new._couplings = Couplings(*parts, isolated=True)
         return new
 
+    def changed(self, draws: Draws, mixture: Sequence[float]) -> MatrixFree:
+        """The same models, coordinates, steps and ridges with the same outputs picked or mixed otherwise.
+
+        Args:
+            draws: These draws with other probabilities, in the same order.
+            mixture: Weight of every source.
+
+        Raises:
+            NotAvailableError: as for a new one.
+        """
+        new = type(self).__new__(type(self))
+        new.__dict__ |= self.__dict__
+        new.draws, new.mixture = draws, list(mixture)
+        new._means, new._spectra, new._rows, new._kept, new._inverses = {}, {}, {}, {}, {}
+        new._check({name: model.model for name, model in zip(self.names, self.models, strict=True)})
+        new._couplings = Couplings(new.names, new.models, draws, new.mixture, new.pathwise, new.rates)
+        if self._rows:
+            new.keep_curvature()
+        return new
+
     # --- curvature ---
+
+    def keep_curvature(self) -> None:
+        """Keep the rows of every model's curvature: products with it then cost no pass, and f(H) b is exact, without Lanczos.
+
+        Memory is as many vectors (d,) as there are curvature samples, and with a share of the empirical Fisher matrix as many as there
+        are candidates. Models that know their curvature need none.
+        """
+        for i, model in enumerate(self.models):
+            if not model.exact:
+                rows = [weight**0.5 * model.curvature_rows(draw) for _, draw, weight in self._of(i) if weight]
+                self._rows[i] = torch.cat(rows), None
+        self.take_over(self.fisher)
+
+    def take_over(self, fisher: float) -> None:
+        """Take this share of the empirical Fisher matrix; and the ridges and steps as they are now, where curvature is kept."""
+        self.fisher = fisher
+        for i, (rows, others) in self._rows.items():
+            if fisher and others is None:
+                pairs = [(draw, shares_of(draw) * weight) for _, draw, weight in self._of(i) if weight]
+                others = torch.cat([self.models[i].loss_rows(draw, shares) for draw, shares in merged(pairs)])
+                self._rows[i] = rows, others
+            if fisher and others is not None:
+                rows = torch.cat([(1 - fisher) ** 0.5 * rows, fisher**0.5 * others])
+            self._kept[i] = LowRank(rows, self.ridge[i] + self.steps[i].decay)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the rows and mean gradients that are kept now."""
+        rows = [part for pair in self._rows.values() for part in pair if part is not None]
+        return sum(part.nbytes for part in [*rows, *self._means.values()])
+
+    def largest_curvature(self, i: int, most: int = 12) -> float:
+        """About the largest eigenvalue of H_i, ridge and decay included: exact where it is kept, else by a few Lanczos steps."""
+        if self.models[i].exact:
+            return float(self._spectrum(i).values[-1])
+        if i in self._kept:
+            return self._kept[i].largest
+        random = torch.Generator().manual_seed(self.solver.seed)
+        start = torch.randn(self.sizes[i], dtype=torch.float64, generator=random)
+        run = Lanczos(lambda x: self._bent(i, x), start.to(self.device, self.solver.dtype), most)
+        while not run.done:
+            run.step()
+        return float(run.ritz()[0][-1])
 
     def curvature(self, i: int, x: Tensor) -> Tensor:
         """H_i x, (d_i, c)."""
@@ -176,7 +244,7 @@ class MatrixFree:
         return _columns(x, lambda column: self._bent(i, column))
 
     def respond(self, i: int, b: Tensor, round: int) -> Tensor:
-        """Q_i b, (d_i, c), by Lanczos column by column; how each went is added to ``solves``."""
+        """Q_i b, (d_i, c), column by column: by Lanczos, or exactly; how each went is added to ``solves``."""
         if self.models[i].exact:
             spectrum = self._spectrum(i)
             return spectrum.apply(self.steps[i].respond(spectrum.values, round), b)
@@ -188,6 +256,8 @@ class MatrixFree:
 
     def trace(self, i: int) -> float:
         """Trace of H_i without ridge and decay."""
+        if i in self._rows:
+            return float(self._rows[i][0].double().square().sum())
         return sum(weight * self.models[i].curvature_trace(draw) for _, draw, weight in self._of(i) if weight)
 
     def clipping(self, i: int, training: Training) -> float:
@@ -198,6 +268,8 @@ class MatrixFree:
 
     def _bent(self, i: int, x: Tensor) -> Tensor:
         out = (self.ridge[i] + self.steps[i].decay) * x
+        if i in self._kept:
+            return out + self._kept[i].product(x)
         for _, draw, weight in self._of(i):
             if weight:
                 out = out + (1 - self.fisher) * weight * self.models[i].curvature(draw, x)
@@ -208,6 +280,9 @@ class MatrixFree:
         return out
 
     def _responded(self, i: int, b: Tensor, round: int) -> Tensor:
+        if i in self._kept:
+            self.solves.append(Solve(self.names[i], "converged", 0.0, 0))
+            return self._kept[i].apply(lambda values: self.steps[i].respond(values, round), b)
         found = apply_function(
             lambda x: self._bent(i, x),
             b,
@@ -337,11 +412,11 @@ class MatrixFree:
                     f"models.{draw.consumer}.sources.{draw.name}: found outputs of {draw.producer} without the noise that they "
                     f"were made from; draw with `network_draws(…, pathwise={{{draw.producer!r}}})`"
                 )
-            if isinstance(models[draw.consumer], DifferentiableFlow):
+            if not getattr(models[draw.consumer], "smooth_in_outputs", True):  # closed forms are, and do not say so
                 raise NotAvailableError(
-                    f"models.{draw.consumer}.sources.{draw.name}: found a spline flow that is trained on outputs of {draw.producer}, which "
-                    "is taken pathwise; a flow's gradients jump where outcomes cross its knots, which that route misses: take "
-                    f"{draw.producer} by its likelihood (leave it out of `pathwise`)"
+                    f"models.{draw.consumer}.sources.{draw.name}: found a model whose gradients jump as outputs move (a spline flow's do "
+                    f"where they cross its knots), trained on outputs of {draw.producer}, which is taken pathwise; that route misses "
+                    f"the jumps: take {draw.producer} by its likelihood (leave it out of `pathwise`)"
                 )
             moving_rewards(draw)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from crossfeed.errors import NotAvailableError
 from crossfeed.estimate.base import Differentiable
 from crossfeed.networks.base import Network
@@ -45,3 +47,29 @@ def differentiable(network: Network, chunk: int | None = None) -> Differentiable
     raise NotAvailableError(
         f"models.{network.name}: found a {type(network).__name__}; need a flow, a diffusion network or a language model"
     )
+
+
+def adapter(family: Any) -> type[Differentiable]:
+    """The adapter's class for a family of the spec; what it can do is known without any network.
+
+    Args:
+        family: ``models.NAME.family``.
+
+    Raises:
+        NotAvailableError: a family without an adapter, a closed form for instance.
+    """
+    from crossfeed.describe.schema import CausalLM, Diffusion, Flow
+
+    if isinstance(family, Flow):
+        from crossfeed.estimate.flow import DifferentiableFlow
+
+        return DifferentiableFlow
+    if isinstance(family, Diffusion):
+        from crossfeed.estimate.diffusion import DifferentiableDiffusion
+
+        return DifferentiableDiffusion
+    if isinstance(family, CausalLM):
+        from crossfeed.estimate.language import DifferentiableLanguage
+
+        return DifferentiableLanguage
+    raise NotAvailableError(f"family: found {family.kind}; need a flow, a diffusion network or a language model")

@@ -109,6 +109,21 @@ class Passes:
         self._count("mixed", len(y))
         return mixed_pull(self.model, self.parameters, self._losses(draw), y, self._scaled(c), self.model.chunk)
 
+    def loss_rows(self, draw: SourceDraw, weights: Tensor) -> Tensor:
+        """(m, d) rows √w ∇ℓ of the candidates whose weight is above 0, by per-sample gradients."""
+        place = weights.gt(0).long().cumsum(0) - 1
+        out = torch.empty(int(weights.gt(0).sum()), self.size, dtype=self.dtype, device=self.device)
+        self._count("rows", len(weights))
+        batch, split = self._losses(draw), self._split
+        for index, rows in indexed_rows(self.model.losses, self.parameters, batch, self.model.chunk, split):
+            index = index.cpu()
+            here = weights[index] > 0
+            share = weights[index][here].sqrt().to(rows)
+            out[place[index][here].to(out.device)] = self._scaled(
+                self._out(share[:, None] * rows[here.to(rows.device)])
+            )
+        return out
+
     def moments(self, pairs: Sequence[tuple[SourceDraw, Tensor]]) -> tuple[Tensor, Tensor]:
         """Σ w ∇ℓ and Σ w (∇ℓ)² (d,) of sources with weights (n·K,), by per-sample gradients, without the scale."""
         mean = torch.zeros(self.size, dtype=self.dtype, device=self.device)
@@ -133,6 +148,16 @@ class Passes:
         batch, num = self._curved(draw)
         found = self._products(self.model.curvature_terms, batch, x)
         return self._gradient(self.model.curvature_terms, batch, found / num)
+
+    def curvature_rows(self, draw: SourceDraw) -> Tensor:
+        """(m, d) rows R of the curvature samples of a source with C = RᵀR, by per-sample gradients."""
+        batch, num = self._curved(draw)
+        self._count("rows", num)
+        out = torch.empty(num, self.size, dtype=self.dtype, device=self.device)
+        split = self._split
+        for index, rows in indexed_rows(self.model.curvature_terms, self.parameters, batch, self.model.chunk, split):
+            out[index.to(out.device)] = self._scaled(self._out(rows)) / num**0.5
+        return out
 
     def curvature_trace(self, draw: SourceDraw) -> float:
         """Trace of C, by per-sample gradients."""

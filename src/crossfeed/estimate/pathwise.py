@@ -123,8 +123,16 @@ def moving_rewards(draw: SourceDraw) -> list[str]:
     """
     if not draw.curated:
         return []
-    where = f"models.{draw.consumer}.sources.{draw.name}"
     pick, people = _rule(draw)
+    return smooth_pick(pick, people, f"models.{draw.consumer}.sources.{draw.name}")
+
+
+def smooth_pick(pick: Pick, people: str, where: str) -> list[str]:
+    """The rewards that have a say in a pick, if picks move smoothly with them.
+
+    Raises:
+        NotAvailableError: τ = 0 in some stage.
+    """
     names = pick_rewards(pick, people)
     for stage in pick.stages:
         if names and stage.candidates != 1 and stage.temperature == 0 and stage.noise < 1:

@@ -20,6 +20,7 @@ from torch import Tensor
 from crossfeed.describe.schema import Curated, Ecosystem, Source, source_names
 from crossfeed.errors import SettingError
 from crossfeed.estimate.bank import SourceRows
+from crossfeed.estimate.draws import SourceDraw
 from crossfeed.estimate.estimator import Estimate, directions_of
 from crossfeed.estimate.influence import Answer, cluster_effects, solve, standard_errors
 from crossfeed.estimate.picks import pick_candidates, pick_probabilities
@@ -37,13 +38,13 @@ class WhatIf:
         change: (E,) predicted change of every alignment at the end of the horizon.
         errors: (E,) standard errors of it, from the samples.
         first_order: (E,) ⟨∇J, x⟩: what the loop as it is makes of it.
-        matrix: (E, C) the influence matrix after the change.
+        matrix: (E, C) the influence matrix after the change; None where it was not worked out.
     """
 
     change: Tensor
     errors: Tensor
     first_order: Tensor
-    matrix: Tensor
+    matrix: Tensor | None
 
 
 def what_if(estimate: Estimate, changed: Ecosystem) -> WhatIf:
@@ -57,9 +58,10 @@ def what_if(estimate: Estimate, changed: Ecosystem) -> WhatIf:
         SettingError: something else differs, or the bank lacks rewards or candidates for the new rule; says what to do.
     """
     bank, answer, horizon = estimate.bank, estimate.answer, estimate.horizon
-    nodes = _nodes(estimate.eco, changed)
+    nodes = changed_sources(estimate.eco, changed)
     chances = [
-        _probabilities(rows, before, after, changed) for rows, (before, after) in zip(bank.sources, nodes, strict=True)
+        new_probabilities(rows.draw, before, after, changed)
+        for rows, (before, after) in zip(bank.sources, nodes, strict=True)
     ]
     found = [
         part if chance is None else moments(rows, probabilities=chance)
@@ -98,8 +100,8 @@ def _grouped(rows: SourceRows, pick: Tensor) -> Tensor:
     return torch.einsum("gk,gkr->gr", pick.to(loss.dtype), loss)
 
 
-def _nodes(eco: Ecosystem, changed: Ecosystem) -> list[tuple[Source, Source]]:
-    """Every source before and after, in the order of the bank.
+def changed_sources(eco: Ecosystem, changed: Ecosystem) -> list[tuple[Source, Source]]:
+    """Every source before and after, in the order of the samples.
 
     Raises:
         SettingError: anything but what :data:`MOVABLE` says differs.
@@ -134,25 +136,29 @@ def _nodes(eco: Ecosystem, changed: Ecosystem) -> list[tuple[Source, Source]]:
     return pairs
 
 
-def _probabilities(rows: SourceRows, before: Source, after: Source, changed: Ecosystem) -> Tensor | None:
-    """(n, K') under the new rule; None where it is the old one."""
+def new_probabilities(draw: SourceDraw, before: Source, after: Source, changed: Ecosystem) -> Tensor | None:
+    """(n, K') picks of a source under the new rule; None where it is the old one.
+
+    Raises:
+        SettingError: it asks for more candidates than there are, or for a reward that is not known.
+    """
     if not isinstance(before, Curated) or not isinstance(after, Curated):
         return None
     rule, new = before.model_dump(mode="json"), after.model_dump(mode="json")
     if all(rule[key] == new[key] for key in rule if key != "weight"):
         return None
-    where = f"{rows.draw.consumer}.sources.{rows.draw.name}"
+    where = f"{draw.consumer}.sources.{draw.name}"
     size = pick_candidates(after, where)
-    if size > rows.draw.candidates:
+    if size > draw.candidates:
         raise SettingError(
-            f"{where}.candidates: found {size}; the bank has {rows.draw.candidates} a group: audit the changed spec instead"
+            f"{where}.candidates: found {size}; the samples have {draw.candidates} a group: audit the changed spec instead"
         )
-    rewards = {name: values[:, :size] for name, values in rows.draw.rewards.items()}
+    rewards = {name: values[:, :size] for name, values in draw.rewards.items()}
     people = changed.models[after.producer].reward
     try:
         chances = pick_probabilities(after, people, rewards, where)
     except (KeyError, ValueError):
         raise SettingError(
-            f"{where}: the new rule asks a reward that the bank does not hold; audit the changed spec instead"
+            f"{where}: the new rule asks a reward that the samples do not hold; audit the changed spec instead"
         ) from None
-    return chances.expand(len(rows.draw.clusters), -1)
+    return chances.expand(len(draw.clusters), -1)

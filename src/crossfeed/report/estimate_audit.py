@@ -16,8 +16,10 @@ from crossfeed.report.output import save_result
 
 if TYPE_CHECKING:
     from crossfeed.estimate.audit import NetworkAudit
+    from crossfeed.estimate.free_audit import FreeAudit
     from crossfeed.estimate.network_draws import Size
     from crossfeed.estimate.points import Point
+    from crossfeed.estimate.route import Route
 
 Progress = Callable[[str, int, int], None]
 Tell = Callable[[str], None]
@@ -30,11 +32,11 @@ class EstimateAudit:
 
     Attributes:
         data: What audit.json holds; see docs/estimate-format.md.
-        found: Influence matrix, gradients and models, for further questions; None where it was read from a file.
+        found: Influence matrix, samples and models, for further questions; None where it was read from a file.
     """
 
     data: dict[str, Any]
-    found: NetworkAudit | None = None
+    found: NetworkAudit | FreeAudit | None = None
 
     def save(self, path: str | Path) -> Path:
         """Write the report (.html) or the data (.json).
@@ -78,6 +80,9 @@ def audit_networks_report(
     what_if: Mapping[str, float] | None = None,
     outputs: Mapping[str, str | Path] | None = None,
     look_ahead: bool = True,
+    projection: int | None = None,
+    spill: Path | None = None,
+    estimator: str = "auto",
     progress: Progress | None = None,
     tell: Tell | None = None,
     command: str = "",
@@ -90,13 +95,18 @@ def audit_networks_report(
         run: A run folder, to audit its models after a round; None: the models as they start.
         round: Of the run; None: its last finished one.
         rounds: How many rounds of retraining to look ahead; None: those that are left, or the spec's.
-        samples: Outputs of every model, and answers of every evaluation; None: 4,000, of language models 1,000.
+        samples: Outputs of every model, and answers of every evaluation; None: 4,000, of language models 1,000,
+            of models without a likelihood 360.
         budget: ``2000``: samples; ``10m`` or ``90s``: as many as fit into this time, from a timed pilot.
         seed: Of all draws; None: the spec's.
         device: auto, cpu, cuda, cuda:1 or mps.
         what_if: New values of settings by path, each answered by itself from the same samples.
         outputs: Files with outputs that models gave as they are now, by model (:mod:`crossfeed.estimate.recorded`).
         look_ahead: Take gradients where the models are predicted to be in the middle of the horizon.
+        projection: Keep gradients of models with more parameters in so many random coordinates, instead of their samples' span.
+        spill: Folder for gradients that do not fit into memory; None: that of temporary files (``TMPDIR``).
+        estimator: ``bank`` (gradients of every sample, which need a likelihood), ``matrix-free`` (passes over batches of samples) or
+            ``auto``: the bank where every model has a likelihood.
         progress: Called with (stage, done, in all).
         tell: Called with sentences on memory and on how samples were chosen.
         command: How to reproduce it, for the report.
@@ -104,13 +114,14 @@ def audit_networks_report(
 
     Raises:
         SettingError: options that do not go together or do not fit into memory; settings that do not exist.
-        NotAvailableError: models whose influence cannot be estimated yet.
+        NotAvailableError: models, rules or options that the estimator does not go with; before any model is trained.
     """
     from crossfeed.estimate.audit import audit_networks
     from crossfeed.estimate.changes import answer_changes, planned
     from crossfeed.estimate.data import data_of
     from crossfeed.estimate.estimator import curation_paths
     from crossfeed.estimate.points import open_point
+    from crossfeed.estimate.route import choose_route
 
     seconds = _options(round, run, rounds, samples, budget)
     if not curation_paths(eco):
@@ -118,6 +129,9 @@ def audit_networks_report(
             "models: found no curation ratio that can be raised: a model needs a curated source and another one that gives way, "
             "e.g. a real source, whose weight may be 0; to see where the loop goes as it is, use `crossfeed run`"
         )
+    route = choose_route(eco, estimator, outputs or {})
+    if projection is not None and route.solver == "matrix-free":
+        raise SettingError(f"--projection: found {projection}; the matrix-free solver keeps no gradients: leave it out")
     wanted = planned(eco, tuple((what_if or {}).items()))
     spent: dict[str, float] = {}
     begun = time.perf_counter()
@@ -127,7 +141,9 @@ def audit_networks_report(
     if samples is None and budget is not None and seconds is None:
         samples = _whole(budget)
     spent["opening the models"], begun = time.perf_counter() - begun, time.perf_counter()
-    size, chosen = _chosen(point, samples, seconds, rounds or point.rounds_left, seed, look_ahead, progress, tell)
+    size, chosen, memory = _chosen(
+        point, route, samples, seconds, rounds or point.rounds_left, seed, look_ahead, projection, spill, progress, tell
+    )
     if seconds is not None:
         spent["timing a few samples"] = time.perf_counter() - begun
     found = audit_networks(
@@ -139,8 +155,12 @@ def audit_networks_report(
         seed=seed,
         device=device,
         look_ahead=look_ahead,
+        projection=projection,
+        spill=spill,
+        memory=memory,
         point=point,
         outputs=outputs,
+        estimator=route.solver,
         progress=progress,
     )
     if wanted and progress is not None:
@@ -199,43 +219,41 @@ def _whole(text: str) -> int:
 
 def _chosen(
     point: Point,
+    route: Route,
     samples: int | None,
     seconds: float | None,
     rounds: int,
     seed: int | None,
     look_ahead: bool,
+    projection: int | None,
+    spill: Path | None,
     progress: Progress | None,
     tell: Tell | None,
-) -> tuple[Size, str | None]:
-    """How many samples, and why where they were chosen from a time; memory is looked at first."""
-    from crossfeed.estimate.budget import check_memory, free_memory, gib, most_that_fit, pace_of, sized
-    from crossfeed.estimate.network_draws import Size
-    from crossfeed.networks.base import LIKELIHOOD
+) -> tuple[Size, str | None, int | None]:
+    """How many samples, why where they were chosen from a time, and the memory for what could be in files; memory is looked at first."""
+    from crossfeed.estimate.audit import default_size
+    from crossfeed.estimate.budget import BankBudget, affordable, free_memory, gib, sized
+    from crossfeed.estimate.free_budget import FreeBudget
 
-    size = Size(1000, 1000) if point.world.medium == "text" else Size()
+    size, say, chosen = default_size(point, route), tell or (lambda text: None), None
+    seed = point.world.eco.seed if seed is None else seed
+    budget: BankBudget | FreeBudget = BankBudget(point, rounds, look_ahead, seed, projection, spill)
+    if route.solver == "matrix-free":
+        budget = FreeBudget.of(point, rounds, look_ahead, seed)
     if samples is not None:
         size = sized(samples, size)
-    if not all(LIKELIHOOD in network.capabilities for network in point.networks.values()):
-        return size, None  # no bank
-    say, chosen = tell or (lambda text: None), None
     if seconds is not None:
-        seed = point.world.eco.seed if seed is None else seed
-        pace = pace_of(point, rounds, size, seconds, seed, progress)
-        free = free_memory()
-        fits = None if free is None else most_that_fit(point, size, free, look_ahead)
-        number = pace.affordable(max(0.0, seconds - pace.spent), look_ahead=look_ahead)
-        why = f"about {pace.seconds(number, look_ahead):.0f} s at the pace of {pace.outputs} outputs that were timed"
+        pace, free = budget.pace(size, seconds, progress), free_memory()
+        fits = None if free is None else budget.fits(size, free)
+        number = affordable(pace.seconds, max(0.0, seconds - pace.spent))
+        why = f"about {pace.seconds(number):.0f} s at the pace of {pace.outputs} outputs that were timed"
         if fits and number > fits:
             number, why = fits, f"more would not fit into the {gib(free or 0)} of memory that are free"
-        elif pace.seconds(number, look_ahead) + pace.spent > seconds:
+        elif pace.seconds(number) + pace.spent > seconds:
             why = f"the fewest that make sense; they take {why}"
         size = sized(number, size)
         chosen = f"{number:,} outputs for a budget of {seconds:g} s: {why}"
         say(f"samples: {chosen}")
-    need = check_memory(point, size, look_ahead)
-    widest = max(need.coordinates.values())
-    say(
-        f"memory: gradients of {sum(need.gradients.values()):,} samples in up to {widest:,} coordinates, 4 bytes each, will take at most "
-        f"{gib(need.bytes)}"
-    )
-    return size, chosen
+    words, memory = budget.check(size)
+    say(words)
+    return size, chosen, memory

@@ -11,6 +11,10 @@ from crossfeed.report.estimate_words import called, column_labels, duration, eva
 from crossfeed.report.markup import Page, fold, num, paragraph, table, text, without_empty
 from crossfeed.report.run_samples import said
 
+BATCHED = (
+    "Errors come from a few independent batches of samples. What is not linear in a batch’s samples, its curvature say, has a bias "
+    "that grows as batches get smaller, and that intervals do not hold."
+)
 OPEN = 4
 """Models whose examples stand open on the page."""
 LONG = 4_000
@@ -21,6 +25,8 @@ LISTED = 12
 
 def people(audit: words.Audit, page: Page) -> str:
     """Examples, pickers and sources behind every model's alignment."""
+    if audit.get("not_attributed"):
+        return paragraph(text(audit["not_attributed"], 400), "note")
     parts = [_examples(audit), _pickers(audit), _sources(audit)]
     return "".join(part for part in parts if part)
 
@@ -216,6 +222,7 @@ def limits(audit: words.Audit, page: Page) -> str:
         f"Intervals ({percent(audit)}) hold what the finite sample leaves open, and how far the answer differs from the one by "
         "gradients at the present parameters. They do not hold all errors of the linearised loop: models "
         "that move far in the horizon, training beyond its stable step sizes, rules of training that are not smooth.",
+        *([BATCHED] if audit.get("not_attributed") else []),
         "How training shortens a round (steps, learning rate, optimiser) is taken from the spec; its randomness averages out.",
         "Alignment is the mean of a reward function that stands for people; no person was asked.",
         "The test of a prediction is retraining: run the spec with another curation ratio (crossfeed run SPEC --set p.curation=0.6) "
@@ -226,23 +233,23 @@ def limits(audit: words.Audit, page: Page) -> str:
 
 def made(audit: words.Audit, page: Page) -> str:
     """Route, solver, samples, seconds, memory, models, command."""
-    samples = audit["samples"]
+    samples, kept = audit["samples"], not audit.get("not_attributed")
     rows = [
         ("Command", f"<code>{text(audit['command'] or 'in Python', 600)}</code>"),
         ("Models audited", text(audit["point"]["words"], 300)),
         ("Looks ahead", f"{text(rounds(audit))}, from round {audit['horizon']['first']}"),
         (
             "How",
-            f"{text(audit['route'])}, {text(audit['solver'])}: gradients of every sample are worked out once and kept",
+            f"{text(audit['route'])}, {text(audit['solver'])}{': gradients of every sample are worked out once and kept' if kept else ''}",
         ),
         (
             "Samples",
             f"{samples['outputs']:,} outputs of every model and {samples['evaluation']:,} answers an evaluation; "
-            f"{samples['generated']:,} outputs and {samples['gradients']:,} gradients in all, in "
+            f"{samples['generated']:,} outputs and {samples['gradients']:,} {'gradients' if kept else 'passes of a sample'} in all, in "
             f"{samples['clusters']:,} independent {'prompts' if samples['cluster'] == 'prompt' else 'groups of candidates or rows'}",
         ),
         ("Number of samples", text(samples["chosen"] or "as asked for, or the default", 400)),
-        ("Memory of the gradients", text(gib(samples["bytes"]))),
+        ("Memory of the gradients" if kept else "Memory of vectors", text(gib(samples["bytes"]))),
         ("Seed", f"<code>{audit['seed']}</code>"),
         (
             "Spec",
@@ -263,6 +270,7 @@ def made(audit: words.Audit, page: Page) -> str:
         [
             text(names[m["name"]]),
             text(m["family"], 30),
+            text(m.get("route") or audit["route"], 30),
             text(m["reward"], 40),
             num(m["curation"]),
             num(m["num_params"], 7),
@@ -275,6 +283,7 @@ def made(audit: words.Audit, page: Page) -> str:
     head = [
         "Model",
         "Family",
+        "Route",
         "Its people’s reward",
         "Curation ratio",
         "Parameters",

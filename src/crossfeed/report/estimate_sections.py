@@ -261,7 +261,7 @@ def what_ifs(audit: words.Audit, page: Page) -> str:
         else:
             parts.append(_change_table(audit, change, labels))
     note = (
-        "Each change is answered by itself, from the samples and gradients of this audit: nothing new was generated or trained. "
+        "Each change is answered by itself, from the samples of this audit: nothing new was generated or trained. "
         "The further a change goes, the rougher its answer."
     )
     return paragraph(note, "note") + "".join(parts)

@@ -96,10 +96,15 @@ def _facts(audit: words.Audit) -> list[tuple[str, str]]:
     return [
         ("audited", words.clean(audit["point"]["words"], 120)),
         ("looks ahead", f"{rounds(audit)}; nothing was retrained"),
-        ("samples", f"{samples['outputs']:,} outputs of every model, {samples['gradients']:,} gradients"),
+        ("how", f"{words.clean(audit['route'], 60)}, {words.clean(audit['solver'], 60)}"),
+        ("samples", f"{samples['outputs']:,} outputs of every model, {samples['gradients']:,} {_worked(audit)}"),
         ("checks", f"{passed} of {len(audit['checks'])} passed"),
         ("time", f"{duration(sum(seconds.values()))} ({took})"),
     ]
+
+
+def _worked(audit: words.Audit) -> str:
+    return "passes of a sample" if audit.get("not_attributed") else "gradients"
 
 
 def summary(audit: words.Audit) -> RenderableType:
