@@ -14,7 +14,7 @@ from scipy.stats import binom
 from tiny_estimates import SGD, Made, drawn, made, opened, trained_by, with_source
 from torch import Tensor
 
-from crossfeed.describe.network_nodes import Flow, Training
+from crossfeed.describe.network_nodes import Flow, MixtureData, Training
 from crossfeed.describe.schema import Ecosystem, LinearReward
 from crossfeed.errors import CheckFailedError
 from crossfeed.estimate import checks
@@ -199,7 +199,7 @@ def test_dropout_left_on_changes_nothing(tmp_path: Path) -> None:
 )
 def test_repeated_prompts_count_once(outputs: int, groups: int, each: int, words: str) -> None:
     """The groups of p's own picks, ``each`` of them of one prompt."""
-    changes = {"clusters": 100_000 + torch.arange(groups) // each, "prompts": torch.arange(groups)}
+    changes = {"clusters": 100_000 + torch.arange(groups) // each, "prompts": torch.arange(groups), "block": 1}
     found = made(ecosystem(), outputs, 40, change=lambda draws: with_source(draws, 1, **changes))
     assert checks.effective(found.bank.sources[1]) == pytest.approx(groups / each)
     check = failing(found, "samples")
@@ -249,7 +249,8 @@ def test_rewards_that_are_not_finite_are_named(reward: str, place: str) -> None:
 
 def test_far_from_a_stable_point_is_told() -> None:
     """Flows as they start, which are not yet like their data, trained long."""
-    eco = trained_by(ecosystem(), SGD.model_copy(update={"steps": 400, "learning_rate": 0.01}))
+    away = {"ring": MixtureData(means=[[3.0, 0.0], [3.0, 1.0]], std=0.2)}
+    eco = trained_by(ecosystem(data=away), SGD.model_copy(update={"steps": 400, "learning_rate": 0.01}))
     found = made(eco, 640, 640, point=opened(eco))
     check = everything(found, rounds=10)["stable point"]
     assert check.result == "warning"

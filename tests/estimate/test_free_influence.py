@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,15 +19,16 @@ from free_examples import (
     smooth,
     vectors,
 )
-from free_systems import Common, Flat, Source, product
+from free_systems import Common, Flat, Source, own_rows, product
 from small_networks import diffusion, grey, move, relative, seeded
 from torch import Tensor
 
 from crossfeed.describe.network_nodes import Flow, Training
 from crossfeed.describe.schema import Pick
-from crossfeed.estimate.bank import build_bank
+from crossfeed.estimate.bank import Bank, build_bank
 from crossfeed.estimate.closed_form import ClosedForm
 from crossfeed.estimate.derivatives import flatten
+from crossfeed.estimate.draws import some_picks
 from crossfeed.estimate.free_influence import Outcomes, solve_matrix_free
 from crossfeed.estimate.horizon import adjoint, forward
 from crossfeed.estimate.influence import Horizon, solve
@@ -39,16 +41,40 @@ from crossfeed.families.gaussian import GaussianMean
 from networks import tiny
 
 
+def as_passes_do(bank: Bank, models: dict[str, Any], fisher: float) -> Bank:
+    """The bank with the curvature and couplings of :mod:`crossfeed.estimate.passes`."""
+    sources = []
+    for rows in bank.sources:
+        draw, name = rows.draw, bank.names[rows.consumer]
+        groups, pick = some_picks(draw, 60, 0)
+        batch = models[name].curvature_batch(
+            draw.prompts[groups], draw.outputs[groups * draw.candidates + pick], seeded(0)
+        )
+        h = own_rows(models[name], models[name].curvature_terms, batch).double()
+        scale = bank.models[rows.consumer].basis.scale
+        h = h if scale is None else h * scale.double()
+        share = (draw.probabilities / len(draw.probabilities)).flatten()
+        phi = rows.loss.double()
+        matrix = (1 - fisher) * h.T @ h / len(h) + fisher * phi.T @ (share[:, None] * phi)
+        sources.append(replace(rows, hessian=lambda weights, matrix=matrix: matrix, mirrored=False))
+    return replace(bank, sources=sources)
+
+
 @pytest.mark.parametrize("rounds", [TWO_ROUNDS, None])
 def test_bank_and_passes_give_the_same_influence(rounds: Any) -> None:
-    """Flows in float32, AdamW on one side: same samples, same curvature rows, same answer."""
+    """Flows in float32, AdamW on one side: same samples, same curvature rows, same answer.
+
+    Passes take one pick of every group for the curvature and B as the samples have it, where a bank weighs all candidates and knows that
+    B = −C on a model's own raw outputs; here it is told to do as they do.
+    """
     eco = tiny.flows()
     small = {name: model.model_copy(update={"family": Flow(width=6, bins=3)}) for name, model in eco.models.items()}
     models, draws, _ = drawn(eco.model_copy(update={"models": small}), Size(120, 60), shift=0.1)
     trainings = {"p": ADAM, "q": SGD} if rounds else {"p": None, "q": None}
     steps = [Steps(training) for training in trainings.values()]
-    bank = build_bank(models, draws, trainings, limit=10**6, curvature_samples=60)
-    horizon = Horizon(rounds, steps, [0.3, 0.3], 0.4 if rounds else 0.0)
+    fisher = 0.4 if rounds else 0.0
+    bank = as_passes_do(build_bank(models, draws, trainings, limit=10**6), models, fisher)
+    horizon = Horizon(rounds, steps, [0.3, 0.3], fisher)
     directions: list[dict[int, float]] = [{0: -1.0, 1: 1.0}, {3: -1.0, 4: 1.0}]
     want = solve(bank, horizon, directions)
     solver = Solver(curvature_samples=60, tolerance=1e-5)

@@ -171,7 +171,10 @@ def test_refused_changes_say_what_and_what_to_do(found: Estimate) -> None:
         (elsewhere, r"q\.sources\.raw_p\.producer: found a change that needs new samples"),
         (third, r"models\.q: found other sources; a what-if changes weights and picks only: audit the new spec"),
         (more, r"p\.sources\.curated_q\.candidates: found 8; the samples have 4 a group: audit the changed spec"),
-        (stranger, r"p\.sources\.curated_q: the new rule asks a reward that the samples do not hold; audit the changed"),
+        (
+            stranger,
+            r"p\.sources\.curated_q: the new rule asks a reward that the samples do not hold; audit the changed",
+        ),
         (seed, r"what-if: found changes outside of the models' sources; audit the changed spec"),
         (rewards, r"what-if: found changes outside of the models' sources"),
         (family, r"models\.p\.family: found a change of the model; .* audit the changed spec"),

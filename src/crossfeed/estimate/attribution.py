@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from crossfeed.estimate.bank import Bank, SourceRows
+from crossfeed.estimate.draws import marginal
 from crossfeed.estimate.influence import Answer
-from crossfeed.estimate.system import group_weights
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class Example:
 def sample_effects(bank: Bank, answer: Answer, source: int) -> Tensor:
     """(n·K, E) effects of every candidate of a source on every evaluation, as in :class:`Example`."""
     rows = bank.sources[source]
-    p = group_weights(rows.draw.clusters, None)
-    share = (p[:, None] * rows.draw.probabilities).flatten()[:, None]
+    share = marginal(rows.draw)[:, None]
     pull = -answer.system.mixture[source] * (rows.loss.double() @ answer.weight[rows.consumer])
     return share * (pull - (share * pull).sum(0))
 

@@ -23,6 +23,7 @@ from crossfeed.estimate.influence import outcomes, solve
 from crossfeed.estimate.lookahead import Course, course, moved, shifted
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
+from crossfeed.estimate.outliers import shortened
 from crossfeed.estimate.points import Point, open_point
 from crossfeed.estimate.recorded import Recorded, read_recorded
 from crossfeed.estimate.route import Route, choose_route
@@ -194,7 +195,7 @@ def _findings(found: Estimate, ahead: Course) -> Findings:
         ],
         work=Work(
             sum(made.values()) + sum(len(rows.draw.outputs) for rows in bank.evaluations),
-            sum(worked.values()) + sum(len(rows.curvature) for rows in bank.sources),
+            sum((worked | {rows.curvature.data_ptr(): len(rows.curvature) for rows in bank.sources}).values()),
             found.num_clusters,
             bank.nbytes,
         ),
@@ -243,7 +244,8 @@ class _Work:
         count = gradients_of(draws.sources, draws.evaluations)
         with clock.stage("gradients", count) as advance:
             trainings = {name: model.train for name, model in self.eco.models.items()}
-            return build_bank(self.models, draws, trainings, seed=self.seed, advance=advance, **self.keeping)
+            bank = build_bank(self.models, draws, trainings, seed=self.seed, advance=advance, **self.keeping)
+            return shortened(bank, self.seed)
 
 
 def outputs_of(eco: Ecosystem, size: Size) -> int:

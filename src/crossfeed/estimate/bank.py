@@ -2,24 +2,28 @@ r"""The gradient bank: per-sample gradients, worked out once, from which every w
 
 Of every model i it holds the gradients ∇ℓ_i of its own sources' samples, the scores ∇log q_i of the samples it made for others,
 and those of its evaluations, all in coordinates of the model's own (:mod:`crossfeed.estimate.coordinates`): its parameters where
-they are few, else an orthonormal basis of the samples' span, in which every product between them is exact.
+they are few, else an orthonormal basis of the samples' span, in which every product between them is exact, or a random projection.
+What does not fit into memory is in files (:mod:`crossfeed.estimate.spill`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from crossfeed.describe.network_nodes import Training
-from crossfeed.errors import CheckFailedError
-from crossfeed.estimate.base import Differentiable, ExactCurvature
+from crossfeed.errors import CheckFailedError, SettingError
+from crossfeed.estimate.base import Batch, Differentiable, ExactCurvature
 from crossfeed.estimate.coordinates import Coordinates, coordinates
-from crossfeed.estimate.derivatives import flatten, in_order, indexed_rows
-from crossfeed.estimate.draws import Draws, EvaluationDraw, SourceDraw, some_picks
+from crossfeed.estimate.derivatives import Fn, flatten, in_order, indexed_rows, weighted_gradient
+from crossfeed.estimate.draws import Draws, EvaluationDraw, SourceDraw, some_candidates
+from crossfeed.estimate.projection import PLACES, Projection
+from crossfeed.estimate.spill import Room
 from crossfeed.estimate.steps import adam_scale
 from crossfeed.record.pool import take
 
@@ -27,8 +31,10 @@ Advance = Callable[[int], None]
 
 LIMIT = 3000
 """Models with more parameters are kept in their samples' span."""
-CURVATURE = 2000
-"""Most samples of a source whose curvature is worked out."""
+CURVATURE = 4000
+"""Most outputs whose curvature is worked out, of those that a model is trained on from one producer."""
+HELD = 1 << 28
+"""Bytes of gradients that are gone through at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +48,11 @@ class SourceRows:
         loss: (n·K, r_i) ∇ℓ_i of every candidate, in the consumer's coordinates.
         score: (n·K, r_j) ∇log q_j of every candidate, in the producer's; None without one.
         curvature: (m, r_i) rows h of the generalised Gauss–Newton matrix, in the consumer's; empty where ``hessian`` is there.
-        groups: (m,) the group of each of them, whose pick it was worked out on.
+        curved: (m,) the candidate of each of them.
+        mirrored: The consumer's own raw outputs, at the temperature of its likelihood: B = −C (see
+            :mod:`crossfeed.estimate.system`).
+        loss_factor: (n·K,) in (0, 1], what ∇ℓ is shortened by in couplings; None: by nothing (:mod:`crossfeed.estimate.outliers`).
+        score_factor: (n·K,) the same of the scores.
         hessian: (n·K,) weights to Σ w ∇²ℓ_i (r_i, r_i), where a model knows it; else None.
     """
 
@@ -52,8 +62,11 @@ class SourceRows:
     loss: Tensor
     score: Tensor | None
     curvature: Tensor
-    groups: Tensor
+    curved: Tensor
     hessian: Callable[[Tensor], Tensor] | None = None
+    mirrored: bool = False
+    loss_factor: Tensor | None = None
+    score_factor: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,25 +135,41 @@ def build_bank(
     *,
     seed: int = 0,
     limit: int = LIMIT,
+    projection: int | None = None,
     curvature_samples: int = CURVATURE,
+    spill: Path | None = None,
+    memory: int | None = None,
     advance: Advance | None = None,
 ) -> Bank:
     """Work out every gradient once.
+
+    Models with many parameters are kept in the span of their own samples' gradients: these are all kept as they are, in memory or in
+    files, and of all others only coordinates. With a projection nothing is kept but coordinates; what it leaves right and what not is in
+    :mod:`crossfeed.estimate.projection`. Models trained by AdamW then go through their own samples' gradients twice, as its scale has to be
+    known before the first is projected.
 
     Args:
         models: By name, in the order of the spec; all with a likelihood.
         draws: Samples.
         trainings: By name, how a round trains the model; None: to the minimum.
-        seed: Of what is random in losses.
+        seed: Of what is random in losses, and of the projection.
         limit: Models with at most this many parameters keep them as coordinates; those that know their curvature exactly
             always do.
+        projection: Models with more parameters than this and than ``limit`` are kept in so many random coordinates; None: in their
+            samples' span.
         curvature_samples: Most samples of a source whose curvature is worked out.
+        spill: Folder for gradients that do not fit into memory; None: that of temporary files.
+        memory: Bytes of memory that gradients of models in their samples' span may take, the rest goes to files; None: 40 % of
+            what is free.
         advance: Called with the number of gradients just worked out.
 
     Raises:
         CheckFailedError: gradients that are not finite, or all zero.
+        SettingError: gradients fit neither into memory nor on the disk; a projection to fewer than 4 coordinates.
     """
-    names = list(models)
+    if projection is not None and projection < PLACES:
+        raise SettingError(f"projection: found {projection}; need at least {PLACES} coordinates")
+    names, room = list(models), Room(memory, spill)
     out: list[ModelRows] = []
     loss: dict[int, Tensor] = {}
     score: dict[int, Tensor] = {}
@@ -148,40 +177,24 @@ def build_bank(
     bent: dict[int, tuple[Tensor, Tensor]] = {}
     exact: dict[int, Callable[[Tensor], Tensor]] = {}
     for name, model in models.items():
-        rows = _Rows(model, seed, advance)
-        mine = {k: rows.loss(d) for k, d in enumerate(draws.sources) if d.consumer == name}
-        if not any(bool((raw != 0).any()) for raw in mine.values()):
-            raise CheckFailedError(
-                f"models.{name}: all gradients of its loss are zero; its adapter is frozen or not in use: look at `lora.target` and the "
-                "checkpoint"
-            )
-        made = {k: rows.score(d) for k, d in enumerate(draws.sources) if d.producer == name}
-        answers = {k: rows.answers(d) for k, d in enumerate(draws.evaluations) if d.model == name}
-        curved: dict[int, tuple[Tensor, Tensor]] = {}
+        rows = _Rows(model, seed, advance, room)
+        own = {k: d for k, d in enumerate(draws.sources) if d.consumer == name}
+        theta, training = flatten(model.parameters()), trainings[name]
+        d = len(theta)
+        most = d if isinstance(model, ExactCurvature) else limit
+        project = None
+        if projection is not None and d > max(projection, most):
+            project = Projection(d, projection, seed)
+        adam = training if training is not None and training.optimizer == "adamw" else None
+        basis = rows.settle(list(own.values()), adam, most, project)
+        loss |= {k: rows.loss(draw) for k, draw in own.items()}
+        score |= {k: rows.score(draw) for k, draw in enumerate(draws.sources) if draw.producer == name}
+        judged |= {k: rows.answers(draw) for k, draw in enumerate(draws.evaluations) if draw.model == name}
         if isinstance(model, ExactCurvature):
-            exact |= {k: rows.hessian(model, d) for k, d in enumerate(draws.sources) if d.consumer == name}
+            exact |= {k: rows.hessian(model, draw) for k, draw in own.items()}
         else:
-            curved = {
-                k: rows.curvature(d, curvature_samples) for k, d in enumerate(draws.sources) if d.consumer == name
-            }
-        theta = flatten(model.parameters())
-        scale = None
-        training = trainings[name]
-        if training is not None and training.optimizer == "adamw":
-            scale = _scale(draws, mine, training)
-        basis = coordinates(list(mine.values()), scale, len(theta) if isinstance(model, ExactCurvature) else limit)
-        done: dict[int, Tensor] = {}  # what several sources share is turned once
-
-        def turn(raw: Tensor, basis: Coordinates = basis, done: dict[int, Tensor] = done) -> Tensor:
-            if id(raw) not in done:
-                done[id(raw)] = basis.of_gradients(raw)
-            return done[id(raw)]
-
-        loss |= {k: turn(raw) for k, raw in mine.items()}
-        score |= {k: turn(raw) for k, raw in made.items()}
-        judged |= {k: turn(raw) for k, raw in answers.items()}
-        bent |= {k: (turn(raw), groups) for k, (raw, groups) in curved.items()}
-        out.append(ModelRows(name, len(theta), basis, basis.of_parameters(theta)))
+            bent |= {k: rows.curvature(draw, curvature_samples) for k, draw in own.items()}
+        out.append(ModelRows(name, d, basis, basis.of_parameters(theta)))
     none = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
     sources = [
         SourceRows(
@@ -191,8 +204,9 @@ def build_bank(
             loss=loss[k],
             score=score.get(k),
             curvature=bent.get(k, none)[0],
-            groups=bent.get(k, none)[1],
+            curved=bent.get(k, none)[1],
             hessian=exact.get(k),
+            mirrored=mirrors(models[d.consumer], d),
         )
         for k, d in enumerate(draws.sources)
     ]
@@ -200,75 +214,177 @@ def build_bank(
     return Bank(out, sources, evaluations)
 
 
-class _Rows:
-    """Gradients of one model on the samples it has to do with; the same outputs are gone through once."""
+def mirrors(model: Differentiable, draw: SourceDraw) -> bool:
+    """Whether a source holds the consumer's own raw outputs, as its likelihood has them."""
+    own = draw.producer == draw.consumer and not draw.curated and draw.map is None and draw.made is None
+    return own and model.loss_is_score and draw.temperature == 1 and not isinstance(model, ExactCurvature)
 
-    def __init__(self, model: Differentiable, seed: int, advance: Advance | None) -> None:
-        self.model, self.seed, self.advance = model, seed, advance
+
+class _Rows:
+    """Gradients of one model on the samples it has to do with, in its coordinates; the same outputs are gone through once."""
+
+    def __init__(self, model: Differentiable, seed: int, advance: Advance | None, room: Room) -> None:
+        self.model, self.seed, self.advance, self.room = model, seed, advance, room
         self.parameters = model.parameters()
+        self.basis: Coordinates | None = None
+        self.large = False
         self.known: dict[tuple[Any, ...], Tensor] = {}
         self.kept: list[Any] = []  # so that ids stay those of living objects
 
+    def settle(
+        self, own: list[SourceDraw], training: Training | None, limit: int, projection: Projection | None
+    ) -> Coordinates:
+        """Choose the coordinates, from the gradients of the model's own samples.
+
+        Args:
+            own: Its sources.
+            training: By AdamW; None: another optimiser.
+            limit: Up to so many parameters they are the coordinates.
+            projection: To use instead of the samples' span.
+        """
+        unique = {id(draw.outputs): draw for draw in own}
+        shares = {key: torch.zeros(len(draw.outputs), dtype=torch.float64) for key, draw in unique.items()}
+        for draw in own:
+            shares[id(draw.outputs)] += (draw.weight * draw.probabilities / len(draw.probabilities)).flatten()
+        found = _Scale(training)
+        if projection is not None:
+            if training is not None:
+                for key, draw in unique.items():
+                    for index, part in self._parts(*self._loss_of(draw)):
+                        found.add(part.cpu(), shares[key][index])
+            scale = found.scale()
+            self.basis = Coordinates(scale, None, [], projection.size, projection)
+            rows = [self.loss(draw) for draw in unique.values()]
+            combine = self._combine(list(unique.values()))
+            self.basis = Coordinates(scale, None, rows, projection.size, projection, combine)
+            self._check_any(rows)
+            return self.basis
+        self.large = sum(p.numel() for p in self.parameters.values()) > limit
+        raw = {key: self._stored(*self._loss_of(draw)) for key, draw in unique.items()}
+        self._check_any(list(raw.values()))
+        if training is not None:
+            for key, rows_ in raw.items():
+                for part, share in zip(*(t.split(_at_once(rows_)) for t in (rows_, shares[key])), strict=True):
+                    found.add(part, share)
+        self.basis = coordinates(list(raw.values()), found.scale(), limit)
+        for key, draw in unique.items():
+            self._keep(("loss", key), draw.outputs, self._turned(raw[key]))
+        return self.basis
+
     def loss(self, draw: SourceDraw) -> Tensor:
-        """(n·K, d) ∇ℓ of a source's candidates."""
+        """(n·K, r) ∇ℓ of a source's candidates."""
         key = ("loss", id(draw.outputs))
         if key not in self.known:
-            generator = torch.Generator(self.model.device).manual_seed(self.seed)
-            batch = self.model.loss_batch(draw.all_prompts, draw.outputs, generator)
-            self._keep(key, draw.outputs, self._rows(self.model.losses, batch, f"losses on {draw.name}"))
+            self._keep(key, draw.outputs, self._stored(*self._loss_of(draw)))
         return self.known[key]
 
     def score(self, draw: SourceDraw) -> Tensor:
-        """(n·K, d) ∇log q of a source's candidates, as this model made them."""
+        """(n·K, r) ∇log q of a source's candidates, as this model made them."""
         made = draw.outputs if draw.made is None else draw.made
         return self._score(draw.all_prompts, made, draw.temperature, draw.name)
 
     def curvature(self, draw: SourceDraw, most: int) -> tuple[Tensor, Tensor]:
-        """(m, d) rows of the Gauss–Newton matrix on one pick of every group, and their groups (m,)."""
-        groups, pick = some_picks(draw, most, self.seed)
-        outputs = take(draw.outputs, groups * draw.candidates + pick)
-        own = torch.Generator(self.model.device).manual_seed(self.seed)
-        batch = self.model.curvature_batch(draw.prompts[groups], outputs, own)
-        return self._rows(self.model.curvature_terms, batch, f"curvature on {draw.name}"), groups
+        """(m, r) rows of the Gauss–Newton matrix on a source's candidates, and which these are (m,)."""
+        some, key = some_candidates(draw, most, self.seed), ("curvature", id(draw.outputs))
+        if key not in self.known:
+            own = torch.Generator(self.model.device).manual_seed(self.seed)
+            batch = self.model.curvature_batch(draw.all_prompts[some], take(draw.outputs, some), own)
+            self._keep(key, draw.outputs, self._stored(self.model.curvature_terms, batch, f"curvature on {draw.name}"))
+        return self.known[key], some
 
     def hessian(self, model: ExactCurvature, draw: SourceDraw) -> Callable[[Tensor], Tensor]:
         """Weights (n·K,) of a source's candidates to their mean Hessian."""
-        generator = torch.Generator(self.model.device).manual_seed(self.seed)
-        batch = self.model.loss_batch(draw.all_prompts, draw.outputs, generator)
+        batch = self._loss_of(draw)[1]
         return lambda weights: model.mean_hessian(self.parameters, batch, weights)
 
     def answers(self, draw: EvaluationDraw) -> Tensor:
-        """(n·K, d) ∇log q of the answers of an evaluation."""
+        """(n·K, r) ∇log q of the answers of an evaluation."""
         return self._score(draw.all_prompts, draw.outputs, 1.0, draw.name)
 
     def _score(self, prompts: Tensor, outputs: Any, temperature: float, name: str) -> Tensor:
         key = ("score", id(outputs), temperature)
         if key not in self.known:
             if self.model.loss_is_score and temperature == 1 and ("loss", id(outputs)) in self.known:
-                found = -self.known["loss", id(outputs)]
+                known = self.known["loss", id(outputs)]
+                found = torch.neg(known, out=self._empty(*known.shape, dtype=known.dtype))
             else:
                 batch = self.model.score_batch(prompts, outputs)
-                found = self._rows(
+                found = self._stored(
                     lambda p, b: self.model.log_probs(p, b, temperature), batch, f"log-likelihoods on {name}"
                 )
             self._keep(key, outputs, found)
         return self.known[key]
 
+    def _loss_of(self, draw: SourceDraw) -> tuple[Fn, Batch, str]:
+        generator = torch.Generator(self.model.device).manual_seed(self.seed)
+        return (
+            self.model.losses,
+            self.model.loss_batch(draw.all_prompts, draw.outputs, generator),
+            f"losses on {draw.name}",
+        )
+
+    def _combine(self, own: list[SourceDraw]) -> Callable[[Tensor], Tensor]:
+        """Weights of these sources' samples, one source after the other, to Σ w ∇ℓ where the parameters are now."""
+        here = {name: value.clone() for name, value in self.parameters.items()}
+
+        def combine(weights: Tensor) -> Tensor:
+            split = getattr(self.model, "chunks", in_order)
+            total = torch.zeros(())
+            for draw, part in zip(own, weights.split([len(draw.outputs) for draw in own]), strict=True):
+                fn, batch, _ = self._loss_of(draw)
+                total = total + weighted_gradient(fn, here, batch, part, self.model.chunk, split).cpu()
+            return total
+
+        return combine
+
+    def _check_any(self, rows: list[Tensor]) -> None:
+        if not any(bool((part != 0).any()) for whole in rows for part in whole.split(_at_once(whole))):
+            raise CheckFailedError(
+                f"models.{self.model.name}: all gradients of its loss are zero; its adapter is frozen or not in use: look at "
+                "`lora.target` and the checkpoint"
+            )
+
     def _keep(self, key: tuple[Any, ...], outputs: Any, rows: Tensor) -> None:
         self.known[key] = rows
         self.kept.append(outputs)
 
-    def _rows(self, fn: Callable[..., Tensor], batch: Any, what: str) -> Tensor:
+    def _empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return self.room.empty(*shape, dtype=dtype) if self.large else torch.empty(*shape, dtype=dtype)
+
+    def _turned(self, raw: Tensor) -> Tensor:
+        """Rows in the coordinates; where these are the parameters, in place."""
+        assert self.basis is not None
+        if self.basis.basis is None:
+            return raw if self.basis.scale is None else raw.mul_(self.basis.scale)
+        out = self._empty(len(raw), self.basis.size, dtype=raw.dtype)
+        for part, into in zip(*(t.split(_at_once(raw)) for t in (raw, out)), strict=True):
+            into.copy_(self.basis.of_gradients(part))
+        return out
+
+    def _stored(self, fn: Fn, batch: Batch, what: str) -> Tensor:
+        """Gradients (n, r) of all samples, as they are while there are no coordinates yet."""
         rows: Tensor | None = None
-        split = getattr(self.model, "chunks", in_order)
-        for index, part in indexed_rows(fn, self.parameters, batch, self.model.chunk, split):
+        held: list[tuple[Tensor, Tensor]] = []
+
+        def put() -> None:
+            nonlocal rows
+            index, part = torch.cat([i for i, _ in held]), torch.cat([p for _, p in held])
+            part = part.cpu() if self.basis is None else self.basis.of_gradients(part)
             if rows is None:
-                rows = torch.empty(len(batch[0]), part.shape[1], dtype=part.dtype)
-            rows[index] = part.cpu()
-            if self.advance is not None:
-                self.advance(len(part))
+                rows = self._empty(len(batch[0]), part.shape[1], dtype=part.dtype)
+            rows[index] = part
+            held.clear()
+
+        bad = 0
+        for index, part in self._parts(fn, batch, what):
+            bad += int((~torch.isfinite(part).all(1)).sum())
+            held.append((index, part))
+            # all own samples are gone through for every block that is turned into their span: the fewer, the better
+            if self.basis is None or self.basis.basis is None or sum(len(p) for _, p in held) >= _at_once(part):
+                put()
+        if held:
+            put()
         assert rows is not None
-        bad = int((~torch.isfinite(rows).all(1)).sum())
         if bad:
             raise CheckFailedError(
                 f"models.{self.model.name}: gradients of its {what} are not finite for {bad:,} of {len(rows):,} samples; look at "
@@ -276,13 +392,35 @@ class _Rows:
             )
         return rows
 
+    def _parts(self, fn: Fn, batch: Batch, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Which samples, and their gradients as they are."""
+        split = getattr(self.model, "chunks", in_order)
+        for index, part in indexed_rows(fn, self.parameters, batch, self.model.chunk, split):
+            yield index, part
+            if self.advance is not None:
+                self.advance(len(part))
 
-def _scale(draws: Draws, rows: Mapping[int, Tensor], training: Training) -> Tensor:
+
+class _Scale:
     """AdamW's scale of every parameter, from the mixture's first and second moments."""
-    mean = second = torch.zeros(())
-    for k, raw in rows.items():
-        draw = draws.sources[k]
-        share = (draw.weight * draw.probabilities / len(draw.probabilities)).flatten().to(raw.dtype)
-        mean = mean + share @ raw
-        second = second + share @ raw.square()
-    return adam_scale(mean, second, training.batch_size * training.accumulate)
+
+    def __init__(self, training: Training | None) -> None:
+        self.training = training
+        self.mean = self.second = torch.zeros(())
+
+    def add(self, rows: Tensor, share: Tensor) -> None:
+        """Count rows (m, d) with these shares (m,) of the mixture."""
+        share = share.to(rows.dtype)
+        self.mean = self.mean + share @ rows
+        self.second = self.second + share @ rows.square()
+
+    def scale(self) -> Tensor | None:
+        """(d,); None with another optimiser."""
+        if self.training is None:
+            return None
+        return adam_scale(self.mean, self.second, self.training.batch_size * self.training.accumulate)
+
+
+def _at_once(rows: Tensor) -> int:
+    """How many rows as long as these are gone through at once."""
+    return max(1, HELD // max(1, rows.shape[1] * rows.element_size()))

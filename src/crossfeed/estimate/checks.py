@@ -107,10 +107,11 @@ def scores(bank: Bank) -> Check:
     Scores have mean zero whatever the prompt, and answers to one prompt are drawn independently: each output counts by itself.
     """
     worst: tuple[float, str] = (1.0, "")
-    tests = 0
+    tests, seen = 0, set[int]()
     for rows in bank.sources:
-        if rows.score is None or rows.producer is None:
+        if rows.score is None or rows.producer is None or rows.score.data_ptr() in seen:
             continue
+        seen.add(rows.score.data_ptr())
         _, chance = score_test(rows.score, torch.arange(len(rows.score)))
         tests += 1
         if chance < worst[0]:
@@ -134,8 +135,8 @@ def scores(bank: Bank) -> Check:
 
 
 def effective(rows: SourceRows) -> float:
-    """Kish's effective number of clusters of a source."""
-    return kish(rows.draw.clusters)
+    """Kish's effective number of clusters of a source; groups that were only put together for shuffling count each."""
+    return kish(rows.draw.clusters) if rows.draw.block == 1 else float(len(rows.draw.clusters))
 
 
 def kish(clusters: Tensor) -> float:

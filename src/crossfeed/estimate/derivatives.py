@@ -31,7 +31,8 @@ Fn = Callable[[Parameters, Batch], Tensor]
 Split = Callable[[Batch, int], Iterable[tuple[Tensor, Batch]]]
 """(batch, chunk) → (index (m,) int64, these samples), m ≤ chunk; every sample in exactly one part."""
 
-_ROWS_BYTES = 1 << 28
+ROWS_BYTES = 1 << 28
+"""Of gradients that are worked out at once, besides what the function itself keeps."""
 
 
 def flatten(parameters: Parameters) -> Tensor:
@@ -60,7 +61,7 @@ def unflatten(like: Parameters, v: Tensor) -> dict[str, Tensor]:
 def rows_at_once(parameters: Parameters, most: int) -> int:
     """Samples whose gradients together take at most 256 MiB; at least 1, at most ``most``."""
     row = sum(value.numel() * value.element_size() for value in parameters.values())
-    return max(1, min(most, _ROWS_BYTES // max(row, 1)))
+    return max(1, min(most, ROWS_BYTES // max(row, 1)))
 
 
 def in_order(batch: Batch, chunk: int) -> Iterator[tuple[Tensor, Batch]]:

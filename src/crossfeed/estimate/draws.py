@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from crossfeed.describe.schema import Affine, Curated, Ecosystem, Pick, Raw, source_names
+from crossfeed.estimate.picks import pick_probabilities
 from crossfeed.networks.base import Outputs
 
 
@@ -36,6 +38,7 @@ class SourceDraw:
         map: What the source does to outputs before training.
         pick: The rule of the pick, where it is known.
         people: Reward of the producer's people, who pick where the rule names nobody.
+        block: Groups in a row that share a cluster and the prompt, so that their candidates are interchangeable; 1: none do.
     """
 
     consumer: str
@@ -54,6 +57,7 @@ class SourceDraw:
     map: Affine | None = None
     pick: Pick | None = None
     people: str | None = None
+    block: int = 1
 
     @property
     def candidates(self) -> int:
@@ -69,6 +73,59 @@ class SourceDraw:
     def all_prompts(self) -> Tensor:
         """(n·K,) the prompt of every candidate."""
         return self.prompts.repeat_interleave(self.candidates)
+
+    def groupings(self, rule: Rule | None = None) -> list[Grouping]:
+        """The groups as they were drawn, and K − 1 other groupings of the same candidates: shuffled within blocks, by a fixed seed.
+
+        A mean over groupings has the same expectation as one over the groups drawn, and less variance: each candidate meets
+        several sets of rivals (an incomplete U-statistic, Blom 1976).
+
+        Args:
+            rule: Rewards (n, K) by name to pick probabilities (n, K′), K′ ≤ K, of the first K′ of each group; None: the draw's own.
+        """
+        num, size = self.probabilities.shape
+        chances = self.probabilities if rule is None else rule(self.rewards)
+        own = torch.arange(num * size).view(num, size)[:, : chances.shape[1]]
+        out = [Grouping(own, chances)]
+        if self.block == 1 or size == 1 or self.pick is None or self.people is None or not self.rewards:
+            return out
+        if rule is None:
+            pick, people = self.pick, self.people
+
+            def rule(rewards: Mapping[str, Tensor]) -> Tensor:
+                return pick_probabilities(pick, people, rewards).expand(num, -1)
+
+        generator = torch.Generator().manual_seed(num)
+        for _ in range(size - 1):
+            order = _shuffled(num * size, self.block * size, generator).view(num, size)
+            chances = rule({name: values.flatten()[order] for name, values in self.rewards.items()})
+            out.append(Grouping(order[:, : chances.shape[1]], chances))
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Grouping:
+    """Candidates put together in groups.
+
+    Attributes:
+        index: (n, K) numbers of candidates.
+        probabilities: (n, K) of their picks.
+    """
+
+    index: Tensor
+    probabilities: Tensor
+
+
+Rule = Callable[[Mapping[str, Tensor]], Tensor]
+
+
+def _shuffled(num: int, block: int, generator: torch.Generator) -> Tensor:
+    """(num,) a permutation within consecutive blocks; what is left over after the last whole one stays."""
+    out, whole = torch.arange(num), num // block
+    if whole:
+        places = torch.rand(whole, block, generator=generator).argsort(1) + block * torch.arange(whole)[:, None]
+        out[: whole * block] = places.flatten()
+    return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +200,29 @@ def with_rules(draws: Draws, eco: Ecosystem) -> Draws:
         asked = {node.name: node.reward for node in model.evaluate or []}
         evaluations.append(replace(answers, reward=asked.get(answers.name) or model.reward))
     return Draws(sources, evaluations)
+
+
+def marginal(draw: SourceDraw, weights: Tensor | None = None, rule: Rule | None = None) -> Tensor:
+    """(n·K,) how often each candidate is trained on, mean over groupings of p_g π_k; sums to 1.
+
+    Args:
+        draw: The samples.
+        weights: (n,) p of the groups, which sum to 1; None: equal ones.
+        rule: As for :meth:`SourceDraw.groupings`.
+    """
+    num = len(draw.probabilities)
+    p = torch.full((num, 1), 1 / num, dtype=torch.float64) if weights is None else weights[:, None]
+    found = draw.groupings(rule)
+    out = torch.zeros(draw.probabilities.numel(), dtype=torch.float64)
+    for group in found:
+        out.index_add_(0, group.index.flatten(), (p * group.probabilities / len(found)).flatten())
+    return out
+
+
+def some_candidates(draw: SourceDraw, most: int, seed: int) -> Tensor:
+    """At most ``most`` of the n·K candidates (m,), ascending."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(draw.probabilities.numel(), generator=generator)[:most].sort().values
 
 
 def some_picks(draw: SourceDraw, most: int, seed: int) -> tuple[Tensor, Tensor]:

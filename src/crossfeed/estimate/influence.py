@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from crossfeed.estimate.bank import Bank, SourceRows
+from crossfeed.estimate.draws import marginal
 from crossfeed.estimate.horizon import Adjoint, Path, Rounds, adjoint, forward
 from crossfeed.estimate.steps import Steps
-from crossfeed.estimate.system import Judged, Moments, System, advantages, candidates_of, group_weights, judge, moments
+from crossfeed.estimate.system import Judged, Moments, System, advantages, group_weights, judge, moments, pushes_of
 
 
 @dataclass(frozen=True)
@@ -152,24 +153,30 @@ def cluster_effects(bank: Bank, answer: Answer, directions: Sequence[Mapping[int
         if not weight and not bool(slopes.any()):
             continue
         i, j = rows.consumer, rows.producer
-        p, pick = group_weights(rows.draw.clusters, None), rows.draw.probabilities
-        loss, score = candidates_of(rows, pick.shape[1])
-        grouped = torch.einsum("gk,gkr->gr", pick.to(loss.dtype), loss)
-        effect = -slopes * (grouped @ answer.weight[i].to(loss.dtype)).double()[:, :, None]
-        if weight:
-            c, x, xj = _updates(answer, i, j, loss.dtype)
-            share = answer.system.fisher if rows.hessian is None else 0.0
-            effect -= weight * (1 - share) * _of_curvature(rows, p, c, x, E, C)
-            if share:
-                left, right = ((loss @ z).double().unflatten(-1, (-1, n)) for z, n in ((c, E), (x, C)))
-                effect -= weight * share * torch.einsum("gk,gkue,gkuc->gec", pick, left, right)
-            if score is not None:
-                centred = (grouped @ c).double().unflatten(-1, (-1, E))
-                centred = (centred - torch.einsum("g,gue->ue", p, centred)) / (1 - p.square().sum())
-                moved = (score.sum(1) @ xj).double().unflatten(-1, (-1, C))
-                moved = moved - torch.einsum("g,guc->uc", p, moved)
-                effect -= weight * torch.einsum("gue,guc->gec", centred, moved)
-        _add(out, rows.draw.clusters, p, effect)
+        p, loss = group_weights(rows.draw.clusters, None), rows.loss
+        clusters, chance = rows.draw.clusters.repeat_interleave(rows.draw.candidates), marginal(rows.draw, p)
+        pulled = (loss @ answer.weight[i].to(loss.dtype)).double()
+        _add(out, clusters, chance, -slopes * pulled[:, :, None])
+        if not weight or rows.mirrored:  # its curvature and its coupling cancel, sample by sample
+            continue
+        c, x, xj = _updates(answer, i, j, loss.dtype)
+        share = answer.system.fisher if rows.hessian is None else 0.0
+        if rows.hessian is not None:
+            _add(out, rows.draw.clusters, p, -weight * _of_hessian(rows, p, c, x, E, C))
+        elif share < 1:
+            some = chance[rows.curved] / chance[rows.curved].sum()
+            bent = _meeting(rows.curvature, c, x, E, C)
+            _add(out, clusters[rows.curved], some, -weight * (1 - share) * bent)
+        if share:
+            flat = loss if rows.loss_factor is None else loss * rows.loss_factor.to(loss.dtype)[:, None]
+            _add(out, clusters, chance, -weight * share * _meeting(flat, c, x, E, C))
+        for group in (groupings := rows.draw.groupings() if rows.score is not None else []):
+            grouped, scores = pushes_of(rows, group)
+            centred = (grouped @ c).double().unflatten(-1, (-1, E))
+            centred = (centred - torch.einsum("g,gue->ue", p, centred)) / (1 - p.square().sum())
+            moved = (scores @ xj).double().unflatten(-1, (-1, C))
+            moved = moved - torch.einsum("g,guc->uc", p, moved)
+            _add(out, rows.draw.clusters, p, -weight / len(groupings) * torch.einsum("gue,guc->gec", centred, moved))
     for e, judged in enumerate(bank.evaluations):
         p = group_weights(judged.draw.clusters, None)
         part = advantages(judged, p) / judged.draw.rewards.shape[1]
@@ -182,26 +189,24 @@ def cluster_effects(bank: Bank, answer: Answer, directions: Sequence[Mapping[int
     return out
 
 
-def _of_curvature(rows: SourceRows, p: Tensor, c: Tensor, x: Tensor, E: int, C: int) -> Tensor:
+def _of_hessian(rows: SourceRows, p: Tensor, c: Tensor, x: Tensor, E: int, C: int) -> Tensor:
     """Σ over updates of cᵀ C_g x by group (n, E, C), whose mean under p is that of the source's curvature."""
-    if rows.hessian is not None:
-        share = (p[:, None] * rows.draw.probabilities).requires_grad_()
-        matrix = rows.hessian(share.flatten())
-        bent = torch.einsum("rue,rs,suc->ec", _split(c, E), matrix, _split(x, C))
-        out = torch.zeros(len(p), E, C, dtype=torch.float64)
-        for e in range(E):
-            for k in range(C):
-                (slope,) = torch.autograd.grad(bent[e, k], share, retain_graph=True)
-                out[:, e, k] = (slope * rows.draw.probabilities).sum(1)
-        return out
-    left = (rows.curvature @ c).double().unflatten(-1, (-1, E))
-    right = (rows.curvature @ x).double().unflatten(-1, (-1, C))
-    found = torch.einsum("gue,guc->gec", left, right)
-    share = p[rows.groups]
-    mean = torch.einsum("g,gec->ec", share / share.sum(), found)
-    out = mean.expand(len(p), E, C).clone()  # groups whose curvature was not worked out change nothing
-    out[rows.groups] += (found - mean) / share.sum()
+    assert rows.hessian is not None
+    share = (p[:, None] * rows.draw.probabilities).requires_grad_()
+    matrix = rows.hessian(share.flatten())
+    bent = torch.einsum("rue,rs,suc->ec", _split(c, E), matrix, _split(x, C))
+    out = torch.zeros(len(p), E, C, dtype=torch.float64)
+    for e in range(E):
+        for k in range(C):
+            (slope,) = torch.autograd.grad(bent[e, k], share, retain_graph=True)
+            out[:, e, k] = (slope * rows.draw.probabilities).sum(1)
     return out
+
+
+def _meeting(rows: Tensor, c: Tensor, x: Tensor, E: int, C: int) -> Tensor:
+    """Σ over updates of (cᵀ h)(hᵀ x) by row h, (m, E, C)."""
+    left, right = ((rows @ z).double().unflatten(-1, (-1, n)) for z, n in ((c, E), (x, C)))
+    return torch.einsum("mue,muc->mec", left, right)
 
 
 def _split(columns: Tensor, size: int) -> Tensor:
@@ -233,7 +238,7 @@ def _met(answer: Answer, path: Path, u: int) -> Tensor:
 
 
 def _add(out: Tensor, clusters: Tensor, p: Tensor, effect: Tensor) -> None:
-    """A mean over groups moves by p (t − mean) when a group's weight moves."""
+    """A mean over groups, or candidates, moves by p (t − mean) when the weight of one of them moves."""
     mean = torch.einsum("g,gec->ec", p, effect)
     out.index_add_(0, clusters, p[:, None, None] * (effect - mean))
 

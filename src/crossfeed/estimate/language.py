@@ -49,6 +49,7 @@ class DifferentiableLanguage:
 
     capabilities = LanguageModel.capabilities
     loss_is_score = False
+    smooth_in_outputs = False  # tokens are discrete
 
     def __init__(self, network: LanguageModel, chunk: int | None = None) -> None:
         self.name, self.device, self._network = network.name, network.device, network

@@ -32,6 +32,10 @@ from crossfeed.retraining.picking import outputs_a_row
 
 Advance = Callable[[int], None]
 _IDLE = 8
+_BLOCK = 64
+"""Most outputs without inputs whose groups are shuffled among each other, and that count as one cluster."""
+_BLOCKS = 60
+"""Clusters of such outputs that there should be at least."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class _Made:
     size: int
     first_cluster: int
     noise: Tensor | None = None
+    block: int = 1
 
 
 Key = tuple[str, str | None, float, int]
@@ -133,6 +138,7 @@ class _Maker:
             temperature=source.sampling_temperature,
             rewards=known,
             noise=made.noise,
+            block=made.block * groups,
         )
 
     def evaluation(self, model: str, evaluation: Evaluation) -> EvaluationDraw:
@@ -217,7 +223,12 @@ class _Maker:
                     advance=self.advance,
                 )
                 outputs = outputs.cpu() if isinstance(outputs, Tensor) else outputs
-            self.made[key] = _Made(prompts, outputs, size, self.next_cluster, noise)
+            block = (
+                1
+                if self.text or size == 1 or len(prompts.unique()) > 1
+                else max(1, min(_BLOCK, self.size.outputs // _BLOCKS) // size)
+            )
+            self.made[key] = _Made(prompts, outputs, size, self.next_cluster, noise, block)
             if not self.text:
                 self.next_cluster += num
         return self.made[key]
@@ -261,7 +272,7 @@ class _Maker:
     def _clusters_of(self, made: _Made) -> Tensor:
         if self.text:
             return self.clusters(made.prompts)
-        return torch.arange(made.first_cluster, made.first_cluster + len(made.prompts))
+        return made.first_cluster + torch.arange(len(made.prompts)) // made.block
 
     def _judge(self, key: Key, reward: str, where: str) -> Tensor:
         if (key, reward) not in self.judged:

@@ -3,10 +3,13 @@ r"""The blocks of D and the pushes, as moments of the bank's rows, for any weigh
 With p_g the weights of a source's groups (1/n each, or a bootstrap's), π_k the pick's probabilities, φ = ∇ℓ_i and s = ∇log q_j,
 
     a = Σ_g p_g Σ_k π_k φ_k                       mean gradient of the source
-    C = Σ_g p_g E_u[h hᵀ]                         its curvature: generalised Gauss–Newton on the pick, or the Hessian itself
+    C = Σ_g p_g Σ_k π_k E_u[h_k h_kᵀ]             its curvature: generalised Gauss–Newton, or the Hessian itself
     B = Σ_g p_g (Σ_k π_k φ_k − a)(Σ_k s_k)ᵀ / (1 − Σ p²)      how a moves with the producer's parameters
 
-(THEORY section 6: E[s] = 0, and all K scores count, not the winner's alone). Mixtures add them up by weight: H_i = Σ w_s C_s + ridge,
+(E[s] = 0, and all K scores count, not the winner's alone). All three are means over several groupings of the same candidates where these
+are interchangeable (:meth:`~crossfeed.estimate.draws.SourceDraw.groupings`). A model's mean gradient on its own raw outputs is 0
+whatever its parameters, so for these B = −C, and no sample is needed to say so; ours, as is the shortening of outliers in B
+(:mod:`crossfeed.estimate.outliers`). Mixtures add them up by weight: H_i = Σ w_s C_s + ridge,
 B_ij = Σ w_s B_s over the sources that j makes for i, F_i = Σ w_s a_s. Alignment: J_k = E[r] and ∇J_k = E[(r − b) s], b the mean
 reward of the prompt's other answers, or of the other prompts where there is one answer each.
 """
@@ -23,6 +26,7 @@ from torch import Tensor
 
 from crossfeed.errors import NotStableError
 from crossfeed.estimate.bank import Bank, EvaluationRows, SourceRows
+from crossfeed.estimate.draws import Grouping, Rule, marginal
 from crossfeed.estimate.steps import Spectrum, Steps
 
 
@@ -33,7 +37,7 @@ class Moments:
     Attributes:
         mean: (r_i,) a.
         curvature: (r_i, r_i) C.
-        coupling: (r_i, r_j) B; None without a producer.
+        coupling: (r_i, r_j) B; None without a producer, and where it is −C.
         work_out_fisher: Gives :attr:`fisher`.
     """
 
@@ -56,49 +60,53 @@ def group_weights(clusters: Tensor, weights: Tensor | None) -> Tensor:
     return own / own.sum()
 
 
-def moments(rows: SourceRows, weights: Tensor | None = None, probabilities: Tensor | None = None) -> Moments:
+def moments(rows: SourceRows, weights: Tensor | None = None, rule: Rule | None = None) -> Moments:
     """Moments of one source.
 
     Args:
         rows: Its rows in the bank.
         weights: (C,) of clusters; None for equal ones.
-        probabilities: (n, K') of the pick among the first K' candidates, instead of the draw's.
+        rule: Rewards of the groups to pick probabilities (n, K′) among the first K′ candidates, instead of the draw's.
     """
-    p = group_weights(rows.draw.clusters, weights)
-    pick = rows.draw.probabilities if probabilities is None else probabilities
-    loss, score = candidates_of(rows, pick.shape[1])
-    share = p[:, None] * pick
+    p, dtype = group_weights(rows.draw.clusters, weights), rows.loss.dtype
+    share = marginal(rows.draw, p, rule)
     if rows.hessian is not None:
-        curvature = rows.hessian(_spread(share, rows.draw.candidates)).double()
+        curvature = rows.hessian(share).double()
     else:
-        part = p[rows.groups]
-        root = (part / part.sum()).sqrt().to(loss.dtype)[:, None] * rows.curvature
-        curvature = (root.T @ root).double()
-    grouped = torch.einsum("gk,gkr->gr", pick.to(loss.dtype), loss)
-    mean = (p.to(loss.dtype) @ grouped).double()
+        curvature = _outer(rows.curvature, share[rows.curved] / share[rows.curved].sum())
+    mean = (share.to(dtype) @ rows.loss).double()
 
     def fisher() -> Tensor:
-        some = share.flatten() > 0
-        flat = share.flatten()[some].sqrt().to(loss.dtype)[:, None] * loss.flatten(0, 1)[some]
-        return (flat.T @ flat).double()
+        return _outer(rows.loss, share if rows.loss_factor is None else share * rows.loss_factor.square())
 
     coupling = None
-    if score is not None:
-        centred = (grouped - mean.to(loss.dtype)) * p.to(loss.dtype)[:, None]
-        coupling = (centred.T @ score.sum(1)).double() / (1 - p.square().sum())
+    if rows.score is not None and not rows.mirrored:
+        found = rows.draw.groupings(rule)
+        for group in found:
+            grouped, scores = pushes_of(rows, group)
+            centred = (grouped - p.to(dtype) @ grouped) * p.to(dtype)[:, None]
+            part = (centred.T @ scores).double() / (len(found) * (1 - p.square().sum()))
+            coupling = part if coupling is None else coupling + part
     return Moments(mean, curvature, coupling, None if rows.hessian is not None else fisher)
 
 
-def _spread(share: Tensor, size: int) -> Tensor:
-    """(n, K') weights as (n·K,), 0 for candidates that are left out."""
-    return torch.nn.functional.pad(share, (0, size - share.shape[1])).flatten()
+def _outer(rows: Tensor, share: Tensor) -> Tensor:
+    """Σ share h hᵀ (r, r), float64."""
+    some = share > 0
+    root = share[some].sqrt().to(rows.dtype)[:, None] * rows[some]
+    return (root.T @ root).double()
 
 
-def candidates_of(rows: SourceRows, size: int) -> tuple[Tensor, Tensor | None]:
-    """Rows of the first ``size`` candidates of every group, (n, size, r) each."""
-    shape = (-1, rows.draw.candidates)
-    loss = rows.loss.unflatten(0, shape)[:, :size]
-    return loss, None if rows.score is None else rows.score.unflatten(0, shape)[:, :size]
+def pushes_of(rows: SourceRows, group: Grouping) -> tuple[Tensor, Tensor]:
+    """Σ_k π_k φ_k (n, r_i) and Σ_k s_k (n, r_j) of every group, outliers shortened."""
+    assert rows.score is not None
+    loss, score = rows.loss[group.index], rows.score[group.index]
+    pick = group.probabilities if rows.loss_factor is None else group.probabilities * rows.loss_factor[group.index]
+    ones = torch.ones(group.index.shape) if rows.score_factor is None else rows.score_factor[group.index]
+    return (
+        torch.einsum("gk,gkr->gr", pick.to(loss.dtype), loss),
+        torch.einsum("gk,gkr->gr", ones.to(score.dtype), score),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,10 +187,11 @@ class System:
             self._spectra.append(Spectrum(matrix))
         self.couplings: dict[tuple[int, int], Tensor] = {}
         for rows, part, weight in zip(bank.sources, found, self.mixture, strict=True):
-            if part.coupling is None or rows.producer is None or not weight:
+            matrix = -blend(part, fisher) if rows.mirrored else part.coupling  # type: ignore[assignment]
+            if matrix is None or rows.producer is None or not weight:
                 continue
             key = (rows.consumer, rows.producer)
-            self.couplings[key] = self.couplings.get(key, torch.zeros(())) + weight * part.coupling
+            self.couplings[key] = self.couplings.get(key, torch.zeros(())) + weight * matrix
 
     @classmethod
     def alone(cls, other: System) -> System:

@@ -11,7 +11,7 @@ in its size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +19,11 @@ from torch import Tensor
 
 from crossfeed.describe.schema import Curated, Ecosystem, Source, source_names
 from crossfeed.errors import SettingError
-from crossfeed.estimate.bank import SourceRows
-from crossfeed.estimate.draws import SourceDraw
+from crossfeed.estimate.draws import Rule, SourceDraw, marginal
 from crossfeed.estimate.estimator import Estimate, directions_of
 from crossfeed.estimate.influence import Answer, cluster_effects, solve, standard_errors
-from crossfeed.estimate.picks import pick_candidates, pick_probabilities
-from crossfeed.estimate.system import System, candidates_of, group_weights, moments
+from crossfeed.estimate.picks import pick_candidates, pick_probabilities, pick_rewards
+from crossfeed.estimate.system import System, moments
 from crossfeed.record.spec_copy import comparable
 
 MOVABLE = ("weight", "candidates", "temperature", "noise", "other_share", "curator", "other_curator", "then")
@@ -59,13 +58,12 @@ def what_if(estimate: Estimate, changed: Ecosystem) -> WhatIf:
     """
     bank, answer, horizon = estimate.bank, estimate.answer, estimate.horizon
     nodes = changed_sources(estimate.eco, changed)
-    chances = [
-        new_probabilities(rows.draw, before, after, changed)
-        for rows, (before, after) in zip(bank.sources, nodes, strict=True)
+    rules = [
+        new_rule(rows.draw, before, after, changed) for rows, (before, after) in zip(bank.sources, nodes, strict=True)
     ]
     found = [
-        part if chance is None else moments(rows, probabilities=chance)
-        for rows, part, chance in zip(bank.sources, answer.system.found, chances, strict=True)
+        part if rule is None else moments(rows, rule=rule)
+        for rows, part, rule in zip(bank.sources, answer.system.found, rules, strict=True)
     ]
     mixture = [after.weight for _, after in nodes]
     pushes = [torch.zeros(size, 1, dtype=torch.float64) for size in answer.system.sizes]
@@ -75,29 +73,25 @@ def what_if(estimate: Estimate, changed: Ecosystem) -> WhatIf:
     now = solve(bank, horizon, [{}], system=answer.system, pushes=pushes)
     then = System(bank, found, horizon.steps, horizon.ridge, mixture, horizon.fisher)
     after = solve(bank, horizon, [{}], system=then, pushes=pushes)
-    effects = _effects(estimate, now, mixture, chances)
+    effects = _effects(estimate, now, mixture, rules)
     occur = int((estimate.effects.abs().sum((1, 2)) > 0).sum())
     matrix = solve(bank, horizon, directions_of(changed, bank, estimate.paths), system=then).matrix
     change = (now.matrix + after.matrix)[:, 0] / 2
     return WhatIf(change, standard_errors(effects, occur)[:, 0], now.matrix[:, 0], matrix)
 
 
-def _effects(estimate: Estimate, now: Answer, mixture: Sequence[float], chances: Sequence[Tensor | None]) -> Tensor:
+def _effects(estimate: Estimate, now: Answer, mixture: Sequence[float], rules: Sequence[Rule | None]) -> Tensor:
     """(clusters, E, 1) derivative of ⟨∇J, x⟩ by the weight of every cluster."""
     bank = estimate.bank
     out = cluster_effects(bank, now, [{}], len(estimate.effects))
-    for s, (rows, chance) in enumerate(zip(bank.sources, chances, strict=True)):
-        pull = _grouped(rows, rows.draw.probabilities) * -now.system.mixture[s]
-        pull = pull + mixture[s] * _grouped(rows, rows.draw.probabilities if chance is None else chance)
-        effect = -(pull @ now.weight[rows.consumer].to(pull.dtype)).double()
-        p = group_weights(rows.draw.clusters, None)
-        out.index_add_(0, rows.draw.clusters, (p[:, None] * (effect - p @ effect))[:, :, None])
+    for s, (rows, rule) in enumerate(zip(bank.sources, rules, strict=True)):
+        pulled = (rows.loss @ now.weight[rows.consumer].to(rows.loss.dtype)).double()
+        clusters = rows.draw.clusters.repeat_interleave(rows.draw.candidates)
+        before, after = marginal(rows.draw), marginal(rows.draw, rule=rule)
+        for chance, weight in ((before, -now.system.mixture[s]), (after, mixture[s])):
+            effect = -weight * chance[:, None] * (pulled - chance @ pulled)
+            out.index_add_(0, clusters, effect[:, :, None])
     return out
-
-
-def _grouped(rows: SourceRows, pick: Tensor) -> Tensor:
-    loss, _ = candidates_of(rows, pick.shape[1])
-    return torch.einsum("gk,gkr->gr", pick.to(loss.dtype), loss)
 
 
 def changed_sources(eco: Ecosystem, changed: Ecosystem) -> list[tuple[Source, Source]]:
@@ -137,15 +131,21 @@ def changed_sources(eco: Ecosystem, changed: Ecosystem) -> list[tuple[Source, So
 
 
 def new_probabilities(draw: SourceDraw, before: Source, after: Source, changed: Ecosystem) -> Tensor | None:
-    """(n, K') picks of a source under the new rule; None where it is the old one.
+    """(n, K′) picks of a source under the new rule; None where it is the old one. Raises as :func:`new_rule`."""
+    rule = new_rule(draw, before, after, changed)
+    return None if rule is None else rule(draw.rewards)
+
+
+def new_rule(draw: SourceDraw, before: Source, after: Source, changed: Ecosystem) -> Rule | None:
+    """Rewards (n, K) of a source's groups to picks (n, K′) under the new rule; None where it is the old one.
 
     Raises:
         SettingError: it asks for more candidates than there are, or for a reward that is not known.
     """
     if not isinstance(before, Curated) or not isinstance(after, Curated):
         return None
-    rule, new = before.model_dump(mode="json"), after.model_dump(mode="json")
-    if all(rule[key] == new[key] for key in rule if key != "weight"):
+    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    if all(old[key] == new[key] for key in old if key != "weight"):
         return None
     where = f"{draw.consumer}.sources.{draw.name}"
     size = pick_candidates(after, where)
@@ -153,12 +153,14 @@ def new_probabilities(draw: SourceDraw, before: Source, after: Source, changed: 
         raise SettingError(
             f"{where}.candidates: found {size}; the samples have {draw.candidates} a group: audit the changed spec instead"
         )
-    rewards = {name: values[:, :size] for name, values in draw.rewards.items()}
     people = changed.models[after.producer].reward
-    try:
-        chances = pick_probabilities(after, people, rewards, where)
-    except (KeyError, ValueError):
+    if any(name not in draw.rewards for name in pick_rewards(after, people)):
         raise SettingError(
             f"{where}: the new rule asks a reward that the samples do not hold; audit the changed spec instead"
-        ) from None
-    return chances.expand(len(draw.clusters), -1)
+        )
+
+    def rule(rewards: Mapping[str, Tensor]) -> Tensor:
+        first = {name: values[:, :size] for name, values in rewards.items()}
+        return pick_probabilities(after, people, first, where).expand(len(draw.clusters), -1)
+
+    return rule
