@@ -199,7 +199,11 @@ def test_dropout_left_on_changes_nothing(tmp_path: Path) -> None:
 )
 def test_repeated_prompts_count_once(outputs: int, groups: int, each: int, words: str) -> None:
     """The groups of p's own picks, ``each`` of them of one prompt."""
-    changes = {"clusters": 100_000 + torch.arange(groups) // each, "prompts": torch.arange(groups), "block": 1}
+    changes = {
+        "clusters": 100_000 + torch.arange(groups) // each,
+        "prompts": torch.arange(groups),
+        "interchangeable": False,
+    }
     found = made(ecosystem(), outputs, 40, change=lambda draws: with_source(draws, 1, **changes))
     assert checks.effective(found.bank.sources[1]) == pytest.approx(groups / each)
     check = failing(found, "samples")
@@ -211,7 +215,8 @@ def test_effective_number_by_hand() -> None:
     """Three groups of one prompt and one of another: 4²/(3² + 1²)."""
     rows = flows().bank.sources[1]
     clusters = torch.tensor([7, 7, 7, 9])
-    draw = with_source(drawn(opened(ecosystem()), 16, 8), 1, clusters=clusters).sources[1]
+    draws = with_source(drawn(opened(ecosystem()), 16, 8), 1, clusters=clusters, interchangeable=False)
+    draw = draws.sources[1]
     assert checks.effective(replace(rows, draw=draw)) == pytest.approx(1.6)
 
 

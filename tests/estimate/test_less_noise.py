@@ -33,7 +33,7 @@ def in_blocks(draws: Draws) -> Draws:
             continue
         size = BLOCK if draw.curated else BLOCK * K
         clusters = int(draw.clusters[0]) + torch.arange(len(draw.clusters)) // size
-        sources.append(replace(draw, block=size if draw.curated else 1, clusters=clusters))
+        sources.append(replace(draw, interchangeable=True, clusters=clusters))
     found = with_rules(replace(draws, sources=sources), ECO)
     assert all(len(draw.groupings()) == draw.candidates for draw in found.sources)
     return found
@@ -53,7 +53,7 @@ def flows() -> Made:
 
 
 def curated(bank: Bank) -> SourceDraw:
-    return next(rows.draw for rows in bank.sources if rows.draw.block > 1)
+    return next(rows.draw for rows in bank.sources if len(rows.draw.groupings()) > 1)
 
 
 # --- groupings ------------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def test_groupings_keep_to_blocks(flows: Made) -> None:
 
 def test_moments_are_means_over_groupings(flows: Made) -> None:
     """By hand, from the rows."""
-    rows = next(rows for rows in flows.bank.sources if rows.draw.block > 1)
+    rows = next(rows for rows in flows.bank.sources if len(rows.draw.groupings()) > 1)
     loss, score = rows.loss.double(), rows.score
     assert score is not None
     mean, coupling = torch.zeros(loss.shape[1]), torch.zeros(loss.shape[1], score.shape[1])

@@ -135,8 +135,10 @@ def scores(bank: Bank) -> Check:
 
 
 def effective(rows: SourceRows) -> float:
-    """Kish's effective number of clusters of a source; groups that were only put together for shuffling count each."""
-    return kish(rows.draw.clusters) if rows.draw.block == 1 else float(len(rows.draw.clusters))
+    """Kish's effective number of clusters of a source; without inputs, groups were only put together for shuffling and count each."""
+    draw = rows.draw
+    apart = draw.interchangeable and isinstance(draw.outputs, Tensor) and len(draw.prompts.unique()) == 1
+    return float(len(draw.clusters)) if apart else kish(draw.clusters)
 
 
 def kish(clusters: Tensor) -> float:

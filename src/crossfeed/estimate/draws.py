@@ -38,7 +38,7 @@ class SourceDraw:
         map: What the source does to outputs before training.
         pick: The rule of the pick, where it is known.
         people: Reward of the producer's people, who pick where the rule names nobody.
-        block: Groups in a row that share a cluster and the prompt, so that their candidates are interchangeable; 1: none do.
+        interchangeable: Whether groups of one cluster have the same prompt, so that their candidates could be grouped otherwise.
     """
 
     consumer: str
@@ -57,7 +57,7 @@ class SourceDraw:
     map: Affine | None = None
     pick: Pick | None = None
     people: str | None = None
-    block: int = 1
+    interchangeable: bool = False
 
     @property
     def candidates(self) -> int:
@@ -75,7 +75,7 @@ class SourceDraw:
         return self.prompts.repeat_interleave(self.candidates)
 
     def groupings(self, rule: Rule | None = None) -> list[Grouping]:
-        """The groups as they were drawn, and K − 1 other groupings of the same candidates: shuffled within blocks, by a fixed seed.
+        """The groups as they were drawn, and K − 1 other groupings of the same candidates: shuffled within clusters, by a fixed seed.
 
         A mean over groupings has the same expectation as one over the groups drawn, and less variance: each candidate meets
         several sets of rivals (an incomplete U-statistic, Blom 1976).
@@ -87,7 +87,9 @@ class SourceDraw:
         chances = self.probabilities if rule is None else rule(self.rewards)
         own = torch.arange(num * size).view(num, size)[:, : chances.shape[1]]
         out = [Grouping(own, chances)]
-        if self.block == 1 or size == 1 or self.pick is None or self.people is None or not self.rewards:
+        if not self.interchangeable or size == 1 or self.pick is None or self.people is None or not self.rewards:
+            return out
+        if len(self.clusters.unique()) == num:
             return out
         if rule is None:
             pick, people = self.pick, self.people
@@ -96,8 +98,9 @@ class SourceDraw:
                 return pick_probabilities(pick, people, rewards).expand(num, -1)
 
         generator = torch.Generator().manual_seed(num)
+        clusters = self.clusters.repeat_interleave(size)
         for _ in range(size - 1):
-            order = _shuffled(num * size, self.block * size, generator).view(num, size)
+            order = _shuffled(clusters, generator).view(num, size)
             chances = rule({name: values.flatten()[order] for name, values in self.rewards.items()})
             out.append(Grouping(order[:, : chances.shape[1]], chances))
         return out
@@ -119,12 +122,11 @@ class Grouping:
 Rule = Callable[[Mapping[str, Tensor]], Tensor]
 
 
-def _shuffled(num: int, block: int, generator: torch.Generator) -> Tensor:
-    """(num,) a permutation within consecutive blocks; what is left over after the last whole one stays."""
-    out, whole = torch.arange(num), num // block
-    if whole:
-        places = torch.rand(whole, block, generator=generator).argsort(1) + block * torch.arange(whole)[:, None]
-        out[: whole * block] = places.flatten()
+def _shuffled(clusters: Tensor, generator: torch.Generator) -> Tensor:
+    """(n,) a permutation within clusters (n,)."""
+    order = torch.randperm(len(clusters), generator=generator)
+    out = torch.empty_like(order)
+    out[clusters.argsort(stable=True)] = order[clusters[order].argsort(stable=True)]
     return out
 
 

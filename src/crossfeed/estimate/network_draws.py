@@ -138,7 +138,7 @@ class _Maker:
             temperature=source.sampling_temperature,
             rewards=known,
             noise=made.noise,
-            block=made.block * groups,
+            interchangeable=True,
         )
 
     def evaluation(self, model: str, evaluation: Evaluation) -> EvaluationDraw:
