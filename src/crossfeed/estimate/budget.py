@@ -98,12 +98,13 @@ def _rows(point: Point, size: Size) -> tuple[dict[str, int], dict[str, int]]:
     for name, model in eco.models.items():
         seen: set[object] = set()
         for label, source in zip(source_names(model), model.sources, strict=True):
-            num, groups = _outputs(point, eco, source, size, f"models.{name}.sources.{label}")
-            key = (getattr(source, "producer", label), getattr(source, "inputs", None), num)
-            if key not in seen:
+            num = _outputs(point, eco, source, size, f"models.{name}.sources.{label}")
+            shared = [getattr(source, field, None) for field in ("inputs", "sampling_temperature")]
+            key = (getattr(source, "producer", label), *shared, num)
+            if key not in seen:  # sources share what one producer made
                 own[name] += num
+                rows[name] += num + min(num, CURVATURE)
             seen.add(key)
-            rows[name] += num + min(groups, CURVATURE)
             if isinstance(source, (Raw, Curated)):
                 rows[source.producer] += num
         answers = size.answers if text else 1
@@ -111,15 +112,14 @@ def _rows(point: Point, size: Size) -> tuple[dict[str, int], dict[str, int]]:
     return rows, own
 
 
-def _outputs(point: Point, eco: Ecosystem, source: Source, size: Size, where: str) -> tuple[int, int]:
-    """Outputs of a source, and groups of candidates."""
+def _outputs(point: Point, eco: Ecosystem, source: Source, size: Size, where: str) -> int:
+    """Outputs of a source."""
     if isinstance(source, (Real, Picks)):
         have = point.world.data[source.data].size
         num = size.outputs if have is None else min(size.outputs, have)
-        return num, num
+        return num
     candidates = outputs_a_row(source, where)
-    groups = max(2, size.outputs // candidates)
-    return groups * candidates, groups
+    return max(2, size.outputs // candidates) * candidates
 
 
 def sized(outputs: int, like: Size) -> Size:
@@ -340,7 +340,7 @@ class BankBudget:
         need = check_memory(self.point, size, self.look_ahead, self.projection, self.spill)
         words = (
             f"memory: gradients of {sum(need.gradients.values()):,} samples in up to {max(need.coordinates.values()):,} coordinates, "
-            f"4 bytes each, will take at most {gib(need.memory)}"
+            f"4 bytes each, will take at most {gib(need.memory)} besides what the networks take"
         )
         if need.disk:
             words += f", and {gib(need.disk)} of files in {str(spill_folder(self.spill))!r}"
