@@ -254,8 +254,16 @@ def of_expansion(factor: float, share: float) -> Check:
             f"A round of the linearised loop multiplies some change by {factor:.2g}: either the loop runs away, or there are too few "
             f"samples.{mixed} Sizes are rough; use more samples, or a shorter horizon.",
         )
+    if share:
+        return Check(
+            "expansion",
+            "warning",
+            f"A round of the linearised loop multiplies no change by more than {factor:.3g}, but only with {100 * share:.0f} % of the "
+            "empirical Fisher matrix mixed into the curvature, which is too stiff. Effects are likely larger than they seem, and signs "
+            "less sure; use more samples, or a shorter horizon.",
+        )
     return Check(
-        "expansion", "passed", f"A round of the linearised loop multiplies no change by more than {factor:.3g}.{mixed}"
+        "expansion", "passed", f"A round of the linearised loop multiplies no change by more than {factor:.3g}."
     )
 
 
