@@ -155,6 +155,7 @@ class Bent:
 
     capabilities = frozenset({"rsample"})
     loss_is_score = False
+    smooth_in_outputs = True
     device = torch.device("cpu")
     chunk = 64
 

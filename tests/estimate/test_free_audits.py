@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from free_examples import ADAM, SGD, TWO_ROUNDS, free, smooth
+from free_examples import SGD
 from scipy.stats import t as student
 
 from crossfeed.describe.network_nodes import Diffusion, Flow, Training
@@ -18,17 +18,15 @@ from crossfeed.estimate import free_audit, free_batches
 from crossfeed.estimate.audit import NetworkAudit, audit_networks
 from crossfeed.estimate.budget import sized
 from crossfeed.estimate.free_audit import FreeAudit
-from crossfeed.estimate.free_batches import BATCHES, Grown, Plan, parts_of, solve_batch, states
+from crossfeed.estimate.free_batches import BATCHES, Grown, Plan, parts_of, solve_batch
 from crossfeed.estimate.free_budget import FreeBudget
 from crossfeed.estimate.free_what_if import what_if_by_batches
-from crossfeed.estimate.horizon import forward
 from crossfeed.estimate.lookahead import shifted
 from crossfeed.estimate.low_rank import LowRank
 from crossfeed.estimate.matrix_free import Solver
 from crossfeed.estimate.network_draws import Size
 from crossfeed.estimate.points import Point, open_point
 from crossfeed.estimate.route import choose_route
-from crossfeed.estimate.steps import Steps
 from networks import tiny
 
 PATHS = ["p.curation", "q.curation"]
@@ -186,16 +184,6 @@ def test_kept_rows_are_lanczos_without_passes(vectors: Point, fisher: float) -> 
     passes = dict(loops[0].models[0].samples)
     loops[0].respond(0, x[0], 1)
     assert loops[0].models[0].samples == passes
-
-
-def test_states_are_those_of_the_horizon() -> None:
-    loop = free(smooth(12), pathwise={"p", "q"}, steps=[Steps(ADAM), Steps(SGD)])
-    pushes = loop.pushes([{0: -1.0, 1: 1.0}, {3: -1.0, 4: 1.0}])
-    for one, other in zip(
-        states(loop, TWO_ROUNDS, pushes), forward(loop, TWO_ROUNDS, pushes).after_rounds[1:], strict=True
-    ):
-        for mine, theirs in zip(one, other, strict=True):
-            torch.testing.assert_close(mine, theirs)
 
 
 def test_progress_counts_what_there_is(vectors: Point) -> None:

@@ -44,6 +44,8 @@ class ClosedForm:
         inputs: (m, inputs) the table that ``prompts`` index; None where models have no inputs.
     """
 
+    smooth_in_outputs = True
+
     def __init__(self, name: str, family: Any, theta: Tensor, inputs: Tensor | None = None) -> None:
         self.name, self.family, self.inputs = name, family, inputs
         self.device = torch.device("cpu")

@@ -14,7 +14,7 @@ evaluated on the same prompts, as many as it has room for. Batch means: Schmeise
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +26,7 @@ from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.draws import Draws
 from crossfeed.estimate.estimator import EXPANSION, SHARES, rounds_ahead
 from crossfeed.estimate.free_influence import Outcomes
-from crossfeed.estimate.horizon import LinearLoop, Rounds
+from crossfeed.estimate.horizon import LinearLoop, Rounds, follow
 from crossfeed.estimate.matrix_free import MatrixFree, Solver
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
@@ -169,37 +169,13 @@ def directions_in(eco: Ecosystem, draws: Draws, paths: Sequence[str]) -> list[di
 # --- the horizon, round by round ------------------------------------------------------------------------------------
 
 
-def states(
-    loop: LinearLoop, rounds: Rounds, pushes: Sequence[Tensor], advance: Advance | None = None
-) -> Iterator[list[Tensor]]:
-    """The states x after every round of :func:`crossfeed.estimate.horizon.forward`, of which nothing is kept.
-
-    Args:
-        loop: The blocks.
-        rounds: Who updates when.
-        pushes: By model, v_i (d_i, c).
-        advance: Called with the number of columns whenever a model is updated.
-    """
-    x = [torch.zeros_like(v) for v in pushes]
-    for number, steps in enumerate(rounds):
-        for step in steps:
-            seen, new = x, list(x)
-            for i in step:
-                force = pushes[i] - loop.curvature(i, seen[i]) - loop.coupling(i, seen)
-                new[i] = seen[i] + loop.respond(i, force, number)
-                if advance is not None:
-                    advance(int(force.any(0).sum()))
-            x = new
-        yield x
-
-
 def end_of(loop: LinearLoop, rounds: Rounds, pushes: Sequence[Tensor], advance: Advance | None = None) -> list[Tensor]:
-    """The last of :func:`states`."""
-    return deque(states(loop, rounds, pushes, advance), 1)[0]
+    """The states after the last round of :func:`crossfeed.estimate.horizon.follow`."""
+    return deque(follow(loop, rounds, pushes, advance), 1)[0][1]
 
 
 def updates(eco: Ecosystem, rounds: Rounds, pushed: Sequence[set[int]], isolated: bool = False) -> int:
-    """How many updates of one column :func:`states` makes: those that anything reaches.
+    """How many updates of one column :func:`crossfeed.estimate.horizon.follow` makes: those that anything reaches.
 
     Args:
         eco: Whose models train whom.
@@ -285,7 +261,7 @@ def solve_batch(
     found = [torch.zeros(len(draws.evaluations), columns[0].shape[1], dtype=torch.float64)]
     half: list[Tensor] = []
     grown = Grown()
-    for number, x in enumerate(states(loop, plan.rounds, columns, advance), 1):
+    for number, (_, x) in enumerate(follow(loop, plan.rounds, columns, advance), 1):
         grown.add(x)
         if course and number == len(plan.rounds) // 2:
             half = [loop.to_parameters(i, part[:, -1]).float().clone() for i, part in enumerate(x)]
@@ -332,7 +308,7 @@ def fisher_share(plan: Plan, loop: MatrixFree) -> float:
     for share in shares:
         loop.take_over(share)
         grown = Grown()
-        for x in states(loop, plan.rounds[:TRIED], column):
+        for _, x in follow(loop, plan.rounds[:TRIED], column):
             grown.add(x)
         if grown.factor <= EXPANSION:
             return share

@@ -13,7 +13,7 @@ Ours: the finite-horizon form for any order of updates, and its adjoint.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -81,20 +81,56 @@ def forward(loop: LinearLoop, rounds: Rounds, pushes: Sequence[Tensor]) -> Path:
         rounds: Who updates when.
         pushes: By model, v_i (r_i, c): one column a setting.
     """
+    path = Path([], [], [], [[torch.zeros_like(v) for v in pushes]])
+    for made, x in follow(loop, rounds, pushes):
+        path.updates.extend((update.round, update.model) for update in made)
+        path.before.extend(update.seen for update in made)
+        path.force.extend(update.force for update in made)
+        path.after_rounds.append(x)
+    return path
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """One model's update in a round.
+
+    Attributes:
+        round: From 0.
+        model: Number.
+        seen: All x_j that it saw.
+        force: v_i − H_i x_i − Σ_j B_ij x_j.
+    """
+
+    round: int
+    model: int
+    seen: list[Tensor]
+    force: Tensor
+
+
+def follow(
+    loop: LinearLoop, rounds: Rounds, pushes: Sequence[Tensor], advance: Callable[[int], None] | None = None
+) -> Iterator[tuple[list[Update], list[Tensor]]]:
+    """The updates of every round of :func:`forward`, and the states x after it; nothing is kept.
+
+    Args:
+        loop: The blocks.
+        rounds: Who updates when.
+        pushes: By model, v_i (r_i, c).
+        advance: Called with the number of columns that anything reaches, whenever a model is updated.
+    """
     x = [torch.zeros_like(v) for v in pushes]
-    path = Path([], [], [], [x])
     for number, steps in enumerate(rounds):
+        made = []
         for step in steps:
             seen, new = x, list(x)
             for i in step:
                 force = pushes[i] - loop.curvature(i, seen[i]) - loop.coupling(i, seen)
-                path.updates.append((number, i))
-                path.before.append(seen)
-                path.force.append(force)
+                made.append(Update(number, i, seen, force))
                 new[i] = seen[i] + loop.respond(i, force, number)
+                if advance is not None:
+                    advance(int(force.any(0).sum()))
             x = new
-        path.after_rounds.append(x)
-    return path
+        yield made, x
 
 
 @dataclass(frozen=True, eq=False)

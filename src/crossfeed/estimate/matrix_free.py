@@ -412,7 +412,7 @@ class MatrixFree:
                     f"models.{draw.consumer}.sources.{draw.name}: found outputs of {draw.producer} without the noise that they "
                     f"were made from; draw with `network_draws(…, pathwise={{{draw.producer!r}}})`"
                 )
-            if not getattr(models[draw.consumer], "smooth_in_outputs", True):  # closed forms are, and do not say so
+            if not models[draw.consumer].smooth_in_outputs:
                 raise NotAvailableError(
                     f"models.{draw.consumer}.sources.{draw.name}: found a model whose gradients jump as outputs move (a spline flow's do "
                     f"where they cross its knots), trained on outputs of {draw.producer}, which is taken pathwise; that route misses "

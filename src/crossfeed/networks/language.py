@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from crossfeed.describe.network_nodes import CausalLM
-from crossfeed.errors import CheckFailedError, CrossfeedError, DataError, SettingError
+from crossfeed.errors import CheckFailedError, CrossfeedError, DataError, NotAvailableError, SettingError
 from crossfeed.networks.base import LIKELIHOOD, Advance, Outputs
 from crossfeed.networks.bases import Base, copy_into, share_key
 from crossfeed.networks.fresh import fresh_network, fresh_tokenizer
@@ -278,9 +278,11 @@ class LanguageModel:
         """Not possible: words are no differentiable function of anything.
 
         Raises:
-            NotImplementedError: always.
+            NotAvailableError: always.
         """
-        raise NotImplementedError("language models have no reparameterised samples; their capability is `likelihood`")
+        raise NotAvailableError(
+            f"models.{self.name}: language models have no reparameterised samples; their capability is `likelihood`"
+        )
 
     def probe(self) -> Tensor:
         """Logits after the run's first prompts and one token more, by the path that generates; float32 on the CPU."""
