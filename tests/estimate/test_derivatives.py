@@ -157,6 +157,22 @@ def test_chunks_fit_into_memory() -> None:
     assert rows_at_once({"a": torch.zeros(1, device="meta").expand(1 << 40)}, 1000) == 1
 
 
+def test_language_models_take_fewer_long_texts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the activations that they keep; never none, and never more than asked for."""
+    made = case("whole")
+    model, batch = made.model, made.batch()
+    longest = int(batch[2].max()) + 1
+    whole = [len(index) for index, _ in model.chunks(batch, 3)]
+    assert max(whole) == 3
+    monkeypatch.setattr("crossfeed.estimate.language.ACTIVATIONS", 2 * model._activations(longest))
+    some = [(len(index), int(part[0].shape[1])) for index, part in model.chunks(batch, 3)]
+    assert sum(size for size, _ in some) == sum(whole)
+    assert all(size * model._activations(length) <= 2 * model._activations(longest) for size, length in some)
+    monkeypatch.setattr("crossfeed.estimate.language.ACTIVATIONS", 1)
+    assert [len(index) for index, _ in model.chunks(batch, 3)] == [1] * sum(whole)
+    assert model._activations(2 * longest) > 2 * model._activations(longest)
+
+
 # --- samplers -------------------------------------------------------------------------------------------------------
 
 

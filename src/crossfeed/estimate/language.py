@@ -26,6 +26,8 @@ from crossfeed.networks.language import LanguageModel
 from crossfeed.networks.tokens import Batch
 
 _MOST = 16
+ACTIVATIONS = 2 << 30
+"""Bytes of activations, about, that samples which are gone through together may take; one sample may take more."""
 
 
 class DifferentiableLanguage:
@@ -133,7 +135,9 @@ class DifferentiableLanguage:
         return self._network.log_prob_of(Batch(*batch), parameters)
 
     def chunks(self, batch: Fields, chunk: int) -> Iterator[tuple[Tensor, Fields]]:
-        """Samples of like length together, without the padding that these do not need; a ``split`` for derivatives.
+        """Samples of like length together, without the padding that these do not need, and no more than :data:`ACTIVATIONS` allows.
+
+        A ``split`` for derivatives.
 
         Yields:
             (m,) int64 on the CPU, which samples these are; and their fields, of which derivatives are the same as before.
@@ -143,10 +147,31 @@ class DifferentiableLanguage:
             return
         sizes = answer.sum(1).long().cpu()
         lengths = (places + 1).amax(1).cpu()
-        for index in torch.argsort(lengths, stable=True).split(chunk):
+        order = torch.argsort(lengths, stable=True)
+        for index in order.split(self._together(lengths[order].tolist(), chunk)):
             here = index.to(inputs.device)
             most, size = int(lengths[index].max()), int(sizes[index].max())
             yield index, (inputs[here, :most], targets[here, :size], places[here, :size], answer[here, :size])
+
+    def _together(self, lengths: list[int], chunk: int) -> list[int]:
+        """How many of the samples, in the order of their lengths, are gone through at once, part by part."""
+        parts, count = [], 0
+        for length in lengths:
+            if count and (count == chunk or (count + 1) * self._activations(length) > ACTIVATIONS):
+                parts.append(count)
+                count = 0
+            count += 1
+        return [*parts, count]
+
+    def _activations(self, length: int) -> int:
+        """Bytes that a sample of so many tokens keeps on its way, about.
+
+        Layers times 17 T width + 5/2 heads T² numbers (Korthikanti et al. 2022, their bytes at two a number), of 4 bytes, twice
+        for what derivatives of derivatives keep.
+        """
+        config = self._network.base.network.config
+        width, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+        return int(8 * layers * (17 * length * width + 2.5 * heads * length**2))
 
     def _fields(self, prompts: Tensor, answers: list[list[int]]) -> Fields:
         batch = self._network.tokens.batch(prompts, answers, self.device)
