@@ -105,7 +105,7 @@ def test_sources_by_weight(flows: tuple[Made, Answer]) -> None:
     made_, answer = flows
     effects = source_effects(made_.bank, answer)
     for path in ("p.sources.curated_q.weight", "p.sources.real.weight", "q.sources.raw_p.weight"):
-        (slopes,) = directions_of(made_.eco, made_.bank, [path])
+        (slopes,) = directions_of(made_.eco, made_.bank.draws, [path])
         (s,) = [s for s, slope in slopes.items() if slope > 0]
         column = estimate(made_.eco, made_.bank, rounds=3, fisher=0.3, paths=[path]).answer.matrix[:, 0]
         weight = answer.system.mixture[s]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from crossfeed.estimate import points
 from crossfeed.report.estimate_html import html
 from crossfeed.report.estimate_terminal import plain
 from crossfeed.report.output import read_audit
+from report.test_estimate_data import undocumented
 from report.test_page import Outline
 
-DOC = Path(__file__).parents[2] / "docs" / "estimate-format.md"
 SPEC = """
 crossfeed: 1
 name: two painters
@@ -84,16 +83,7 @@ def test_the_file_says_how(data: dict[str, Any]) -> None:
 
 
 def test_every_key_is_documented(data: dict[str, Any]) -> None:
-    documented = set(re.findall(r"`([a-z_0-9]+)`", DOC.read_text(encoding="utf-8")))
-
-    def missing(value: Any, inside: str = "") -> set[str]:
-        if isinstance(value, list):
-            return set().union(*(missing(v, inside) for v in value))
-        if not isinstance(value, dict) or inside in ("seconds", "rewards"):
-            return set()
-        return {k for k in value if k not in documented} | set().union(*(missing(v, k) for k, v in value.items()))
-
-    assert missing(data) == set()
+    assert undocumented(data) == set()
 
 
 def test_the_page_and_the_terminal_say_it_too(folder: Path, data: dict[str, Any]) -> None:

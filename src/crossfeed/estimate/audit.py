@@ -124,7 +124,7 @@ def audit_networks(
             horizon, system = prepare(eco, first, rounds=rounds, first_round=point.round + 1)
             ahead = course(first, system, horizon)
             shift = moved(first, ahead.path.after_rounds[rounds // 2])
-            start = solve(first, horizon, directions_of(eco, first, curation_paths(eco)), system=system).matrix
+            start = solve(first, horizon, directions_of(eco, first.draws, curation_paths(eco)), system=system).matrix
     with shifted(point.networks, shift):
         bank = work.bank(size, 1)
     with clock.stage("solving"):

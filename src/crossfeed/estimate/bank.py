@@ -121,6 +121,11 @@ class Bank:
         return [model.name for model in self.models]
 
     @property
+    def draws(self) -> list[SourceDraw]:
+        """The samples of all sources."""
+        return [rows.draw for rows in self.sources]
+
+    @property
     def nbytes(self) -> int:
         """Memory that the rows take."""
         found = [rows.loss for rows in self.sources] + [rows.score for rows in self.evaluations]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -83,6 +84,13 @@ class SourceDraw:
         Args:
             rule: Rewards (n, K) by name to pick probabilities (n, K′), K′ ≤ K, of the first K′ of each group; None: the draw's own.
         """
+        return self._own_groupings if rule is None else self._grouped(rule)
+
+    @cached_property
+    def _own_groupings(self) -> list[Grouping]:
+        return self._grouped(None)
+
+    def _grouped(self, rule: Rule | None) -> list[Grouping]:
         num, size = self.probabilities.shape
         chances = self.probabilities if rule is None else rule(self.rewards)
         own = torch.arange(num * size).view(num, size)[:, : chances.shape[1]]

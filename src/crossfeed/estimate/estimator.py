@@ -15,6 +15,7 @@ from crossfeed.describe.settings import weight_direction
 from crossfeed.dynamics.rounds import steps_of_round
 from crossfeed.errors import SettingError
 from crossfeed.estimate.bank import Bank
+from crossfeed.estimate.draws import SourceDraw
 from crossfeed.estimate.horizon import Rounds
 from crossfeed.estimate.influence import Answer, Horizon, cluster_effects, solve, standard_errors
 from crossfeed.estimate.steps import Steps, clip_factor
@@ -30,8 +31,8 @@ def rounds_ahead(eco: Ecosystem, rounds: int, first: int = 1) -> Rounds:
     return [steps_of_round(order, eco.names, first - 1 + t) for t in range(rounds)]
 
 
-def directions_of(eco: Ecosystem, bank: Bank, paths: Sequence[str]) -> list[dict[int, float]]:
-    """d(weight)/d(setting) by number of the source in the bank, for settings that move weights.
+def directions_of(eco: Ecosystem, draws: Sequence[SourceDraw], paths: Sequence[str]) -> list[dict[int, float]]:
+    """d(weight)/d(setting) by number of the source among these, for settings that move weights.
 
     Raises:
         SettingError: no such setting, or one that moves no weight.
@@ -42,7 +43,7 @@ def directions_of(eco: Ecosystem, bank: Bank, paths: Sequence[str]) -> list[dict
         if slopes is None:
             raise SettingError(f"{path}: found a setting that moves no weight of a mixture; need one that does")
         model = path.partition(".")[0]
-        number = {rows.draw.name: s for s, rows in enumerate(bank.sources) if rows.draw.consumer == model}
+        number = {draw.name: s for s, draw in enumerate(draws) if draw.consumer == model}
         out.append({number[name]: slope for name, slope in slopes.items() if slope})
     return out
 
@@ -143,7 +144,7 @@ def estimate(
         paths: Settings; None: every curation ratio.
     """
     paths = curation_paths(eco) if paths is None else list(paths)
-    directions = directions_of(eco, bank, paths)
+    directions = directions_of(eco, bank.draws, paths)
     horizon, system = prepare(eco, bank, rounds=rounds, ridge=ridge, fisher=fisher, first_round=first_round)
     answer = solve(bank, horizon, directions, system=system)
     num = 1 + max(

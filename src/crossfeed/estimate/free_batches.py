@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from crossfeed.describe.schema import Ecosystem
-from crossfeed.describe.settings import weight_direction
 from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.draws import Draws
-from crossfeed.estimate.estimator import EXPANSION, SHARES, rounds_ahead
+from crossfeed.estimate.estimator import EXPANSION, SHARES, directions_of, rounds_ahead
 from crossfeed.estimate.free_influence import Outcomes
 from crossfeed.estimate.horizon import LinearLoop, Rounds, follow
 from crossfeed.estimate.matrix_free import MatrixFree, Solver
@@ -155,17 +154,6 @@ class Plan:
         return loop
 
 
-def directions_in(eco: Ecosystem, draws: Draws, paths: Sequence[str]) -> list[dict[int, float]]:
-    """d(weight)/d(setting) by number of the source in the draws; as :func:`crossfeed.estimate.estimator.directions_of`."""
-    out = []
-    for path in paths:
-        model = path.partition(".")[0]
-        number = {draw.name: s for s, draw in enumerate(draws.sources) if draw.consumer == model}
-        slopes = weight_direction(eco, path) or {}
-        out.append({number[name]: slope for name, slope in slopes.items() if slope})
-    return out
-
-
 # --- the horizon, round by round ------------------------------------------------------------------------------------
 
 
@@ -256,7 +244,7 @@ def solve_batch(
     """
     draws = loop.draws
     outcomes, shown, num = Outcomes(loop), plan.shown, len(plan.paths)
-    pushes = loop.pushes(directions_in(plan.eco, draws, plan.paths))
+    pushes = loop.pushes(directions_of(plan.eco, draws.sources, plan.paths))
     columns = [torch.cat(pair, 1) for pair in zip(pushes, loop.drift(), strict=True)] if course else pushes
     found = [torch.zeros(len(draws.evaluations), columns[0].shape[1], dtype=torch.float64)]
     half: list[Tensor] = []
@@ -302,7 +290,7 @@ def fisher_share(plan: Plan, loop: MatrixFree) -> float:
     pathwise, growth comes from mixed derivatives too, against which it may not help: then few shares are tried, and if none
     does, none is taken.
     """
-    pushes = loop.pushes(directions_in(plan.eco, loop.draws, plan.paths))
+    pushes = loop.pushes(directions_of(plan.eco, loop.draws.sources, plan.paths))
     column = [push.sum(1, keepdim=True) + drift for push, drift in zip(pushes, loop.drift(), strict=True)]
     shares = FEW_SHARES if plan.pathwise else SHARES
     for share in shares:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from crossfeed.estimate.bank import Bank, SourceRows
 from crossfeed.estimate.draws import marginal
+from crossfeed.estimate.system import outer
 
 SHARE = 3.0
 SKETCH = 64
@@ -71,8 +72,7 @@ def _sketch(bank: Bank, model: int, seed: int) -> Tensor | None:
     matrix = torch.zeros(size, size, dtype=torch.float64)
     for rows, share in _shares(mine):
         some = _some(share, ENOUGH * size)
-        root = share[some].sqrt().to(rows.dtype)[:, None] * rows[some]
-        matrix += (root.T @ root).double() * float(share.sum() / share[some].sum())
+        matrix += outer(rows[some], share[some]) * float(share.sum() / share[some].sum())
     floor = FLOOR * float(matrix.diagonal().mean())
     if not floor > 0:
         return None

@@ -73,11 +73,11 @@ def moments(rows: SourceRows, weights: Tensor | None = None, rule: Rule | None =
     if rows.hessian is not None:
         curvature = rows.hessian(share).double()
     else:
-        curvature = _outer(rows.curvature, share[rows.curved] / share[rows.curved].sum())
+        curvature = outer(rows.curvature, share[rows.curved] / share[rows.curved].sum())
     mean = (share.to(dtype) @ rows.loss).double()
 
     def fisher() -> Tensor:
-        return _outer(rows.loss, share if rows.loss_factor is None else share * rows.loss_factor.square())
+        return outer(rows.loss, share if rows.loss_factor is None else share * rows.loss_factor.square())
 
     coupling = None
     if rows.score is not None and not rows.mirrored:
@@ -90,7 +90,7 @@ def moments(rows: SourceRows, weights: Tensor | None = None, rule: Rule | None =
     return Moments(mean, curvature, coupling, None if rows.hessian is not None else fisher)
 
 
-def _outer(rows: Tensor, share: Tensor) -> Tensor:
+def outer(rows: Tensor, share: Tensor) -> Tensor:
     """Σ share h hᵀ (r, r), float64."""
     some = share > 0
     root = share[some].sqrt().to(rows.dtype)[:, None] * rows[some]

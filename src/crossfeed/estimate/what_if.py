@@ -75,7 +75,7 @@ def what_if(estimate: Estimate, changed: Ecosystem) -> WhatIf:
     after = solve(bank, horizon, [{}], system=then, pushes=pushes)
     effects = _effects(estimate, now, mixture, rules)
     occur = int((estimate.effects.abs().sum((1, 2)) > 0).sum())
-    matrix = solve(bank, horizon, directions_of(changed, bank, estimate.paths), system=then).matrix
+    matrix = solve(bank, horizon, directions_of(changed, bank.draws, estimate.paths), system=then).matrix
     change = (now.matrix + after.matrix)[:, 0] / 2
     return WhatIf(change, standard_errors(effects, occur)[:, 0], now.matrix[:, 0], matrix)
 
