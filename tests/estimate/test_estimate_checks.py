@@ -51,7 +51,7 @@ def failing(found: Made, name: str) -> Check:
 def everything(found: Made, **options: Any) -> dict[str, Check]:
     estimated = found.estimate(**options)
     ahead = course(found.bank, estimated.answer.system, estimated.horizon)
-    return {c.name: c for c in all_checks(found.bank, estimated.answer, estimated.horizon, ahead, estimated.errors)}
+    return {c.name: c for c in all_checks(estimated.legs, estimated.answers, ahead, estimated.errors)}
 
 
 # --- gradients ------------------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_near_a_stable_point_passes() -> None:
     """Closed forms at their stable point: −F is noise of the samples alone, of 2,000 groups a source."""
     bank, estimated = sampled(truth(pair(candidates=3)), 2000, 1)
     horizon, system = prepare(estimated.eco, bank, rounds=5)
-    found = checks.settled(bank, estimated.answer, course(bank, system, horizon))
+    found = checks.settled(bank, course(bank, system, horizon))
     assert found.result == "passed", found.words
 
 
@@ -307,7 +307,7 @@ def test_the_edge_of_stability(optimizer: str, more: float, edge: float) -> None
         horizon = replace(
             estimated.horizon, steps=[Steps(training), Steps(SGD.model_copy(update={"learning_rate": 1e-4}))]
         )
-        check = checks.stability(found.bank, estimated.answer, horizon)
+        check = checks.stability([(replace(estimated.legs[0], horizon=horizon), estimated.answer)])
         assert check.result == result, (factor, check.words)
         assert bool(horizon.steps[0].beyond(values, 0)) == (result == "warning")
 
@@ -330,8 +330,8 @@ def test_the_effect_of_the_ridge_is_that_of_doubling_it() -> None:
     eco = trained_by(ecosystem(), SGD.model_copy(update={"learning_rate": 1e-5}))
     found = made(eco, 320, 160)
     at, low, high = (found.estimate(rounds=6, ridge=ridge, fisher=0.2) for ridge in (1.0, 0.99, 1.01))
-    effect = checks.ridge_effect(at.answer, at.horizon)
+    effect = checks.ridge_effect(at.legs[0], at.answer)
     slope = (high.answer.matrix - low.answer.matrix) / 0.02
     assert float((effect - slope).abs().max() / slope.abs().max()) < 0.3
-    assert checks.ridge(at.answer, at.horizon, effect.abs() / 2).result == "warning"
-    assert checks.ridge(at.answer, at.horizon, effect.abs() * 2).result == "passed"
+    assert checks.ridge(effect, effect.abs() / 2).result == "warning"
+    assert checks.ridge(effect, effect.abs() * 2).result == "passed"

@@ -69,7 +69,7 @@ def test_networks_without_a_likelihood(found: FreeAudit) -> None:
     torch.testing.assert_close(findings.errors, found.batches.std(0) / BATCHES**0.5)
     assert findings.quantile == pytest.approx(student.ppf(0.975, BATCHES - 1))
     torch.testing.assert_close(found.half_width, findings.quantile * torch.hypot(findings.errors, found.linearisation))
-    assert found.start is not None
+    assert found.rougher is not None
     assert findings.matrix[0, 1] == 0  # q trains nobody
     assert found.verdicts()[0][1] == "no effect"
     assert findings.matrix[1, 0] != 0

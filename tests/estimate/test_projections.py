@@ -20,7 +20,8 @@ from crossfeed.estimate.audit import audit_networks
 from crossfeed.estimate.bank import build_bank
 from crossfeed.estimate.derivatives import flatten
 from crossfeed.estimate.estimator import mean_eigenvalue
-from crossfeed.estimate.lookahead import course, moved
+from crossfeed.estimate.horizon import forward
+from crossfeed.estimate.lookahead import drift, position
 from crossfeed.estimate.network_draws import Size
 from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.projection import Projection
@@ -191,8 +192,10 @@ def test_where_models_go(models: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     ends, blunt = [], []
     for made in (models, projected(models, 512, 1, monkeypatch)):
         found = made.estimate(rounds=4, ridge=ridges(made, models))
-        state = course(made.bank, found.answer.system, found.horizon).path.after_rounds[2]
-        ends.append(moved(made.bank, state))
+        system, rounds = found.answer.system, found.horizon.rounds
+        assert rounds is not None
+        state = forward(system, rounds[:2], drift(made.bank, system)).end
+        ends.append(position(found.legs, [{}], 2))
         blunt = [(m.basis.projection, m.basis.scale, x[:, 0]) for m, x in zip(made.bank.models, state, strict=True)]
     for (name, want), (projection, scale, x) in zip(ends[0].items(), blunt, strict=True):
         assert float((ends[1][name] - want).norm() / want.norm()) < 1 / 3
@@ -205,7 +208,8 @@ def test_audit_looks_ahead(models: Made) -> None:
     eco, before = models.eco, {n: flatten(x.parameters()) for n, x in models.point.networks.items()}
     audit = audit_networks(eco, point=models.point, size=Size(64, 64), rounds=3, limit=0, projection=100)
     assert [model.basis.size for model in audit.bank.models] == [100, 100]
-    assert audit.start is not None
+    assert audit.rougher is not None
+    assert audit.places == [0, 1]
     assert bool(torch.isfinite(audit.estimate.answer.matrix).all())
     assert all(torch.equal(flatten(x.parameters()), before[n]) for n, x in models.point.networks.items())
 

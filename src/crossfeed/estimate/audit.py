@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from crossfeed.estimate.audited import Audited, Findings, Groups, Judgement, Pro
 from crossfeed.estimate.bank import LIMIT, Bank, build_bank
 from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.checks import all_checks, effective
-from crossfeed.estimate.estimator import Estimate, curation_paths, directions_of, estimate, prepare
+from crossfeed.estimate.draws import Draws, EvaluationDraw
+from crossfeed.estimate.estimator import Estimate, estimate_legs, prepare
 from crossfeed.estimate.free_audit import FREE_SIZE, FreeAudit, audit_free
-from crossfeed.estimate.influence import outcomes, solve
-from crossfeed.estimate.lookahead import Course, course, moved, shifted
+from crossfeed.estimate.influence import outcomes
+from crossfeed.estimate.legs import Leg, back, borders, places, travel
+from crossfeed.estimate.lookahead import Course, between, course, position, shifted
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.outliers import shortened
@@ -29,22 +31,27 @@ from crossfeed.estimate.recorded import Recorded, read_recorded
 from crossfeed.estimate.route import Route, choose_route
 from crossfeed.estimate.what_if import WhatIf, what_if
 
+PLACES = 4
+"""Places of the predicted course at which gradients are taken."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class NetworkAudit(Audited):
     """What an audit of networks with a gradient bank found.
 
     Attributes:
-        estimate: Influence matrix, standard errors, bank: for further questions.
+        estimate: Influence matrix, standard errors, gradients: for further questions.
         course: Where the loop is predicted to go without any change, from the present parameters.
+        places: After which rounds of the course gradients were taken.
     """
 
     estimate: Estimate
     course: Course
+    places: list[int]
 
     @property
     def bank(self) -> Bank:
-        """Gradients where they were taken."""
+        """Gradients at the last place."""
         return self.estimate.bank
 
     def what_if(self, changed: Ecosystem) -> WhatIf:
@@ -78,10 +85,11 @@ def audit_networks(
         run: A run folder, to audit its models after a round; None: the models as they start.
         round: Of the run; None: its last.
         rounds: Horizon; None: the spec's ``run.rounds``, or what is left of the run if that is more than nothing.
-        size: How many samples; None: 4,000 outputs a producer, 1,000 of texts; matrix-free 360.
+        size: How many samples at each place; None: :func:`default_size`.
         seed: Of all draws; None: the spec's.
         device: As for running.
-        look_ahead: Take gradients where the models are predicted to be in the middle of the horizon.
+        look_ahead: Take gradients along the course that the models are predicted to take, in :data:`PLACES` places (matrix-free, and
+            with a projection, in its middle); else where they are now.
         limit: Models with more parameters are kept in their samples' span.
         projection: Or in so many random coordinates, where they have more parameters than that.
         spill: Folder for gradients that do not fit into memory; None: that of temporary files.
@@ -114,25 +122,40 @@ def audit_networks(
     look_ahead = look_ahead and not recorded
     keeping = {"limit": limit, "projection": projection, "spill": spill, "memory": memory}
     work = _Work(eco, point, models, seed, keeping, recorded, clock)
-    ahead: Course | None = None
-    first: Bank | None = None
-    start: Tensor | None = None
-    shift: dict[str, Tensor] = {}
-    if look_ahead and rounds > 1:
-        first = work.bank(size.pilot, 0)
+    at = places(rounds, PLACES) if look_ahead and rounds > 1 else [0]
+    if projection is not None and len(at) > 1:  # its coordinates hold one place's states only
+        at = [0, rounds // 2]
+    ends = borders(at, rounds)
+    legs: list[Leg] = []
+    centres: list[dict[str, Tensor]] = []
+    seen: list[list[EvaluationDraw]] = []
+    for k, place in enumerate(at):
+        last = k == len(at) - 1
         with clock.stage("solving"):
-            horizon, system = prepare(eco, first, rounds=rounds, first_round=point.round + 1)
-            ahead = course(first, system, horizon)
-            shift = moved(first, ahead.path.after_rounds[rounds // 2])
-            start = solve(first, horizon, directions_of(eco, first.draws, curation_paths(eco)), system=system).matrix
-    with shifted(point.networks, shift):
-        bank = work.bank(size, 1)
+            centres.append(position(legs, centres, place) if k else {})
+        with shifted(point.networks, centres[-1]):
+            bank, answers = work.bank(size if last else size.on_the_way, k, last or projection is not None)
+        seen.append(answers)
+        with clock.stage("solving"):
+            horizon, system = prepare(eco, bank, rounds=rounds, first_round=point.round + 1)
+            legs.append(Leg(bank, horizon, system, ends[k], ends[k + 1]))
     with clock.stage("solving"):
-        found = estimate(eco, bank, rounds=rounds, first_round=point.round + 1)
-        ahead = ahead or course(bank, found.answer.system, found.horizon)
+        rougher: Tensor | None = None
+        if projection is not None and len(legs) > 1:
+            first, last_leg = (replace(leg, first=0, stop=rounds) for leg in legs)
+            rougher, legs = estimate_legs(eco, [first]).answer.matrix, [last_leg]
+        found = estimate_legs(eco, legs)
+        if len(legs) > 1:
+            rougher = _rougher(found)
+        values = [[mean_reward(draw.rewards, draw.clusters) for draw in answers] for answers in seen]
+        if len(at) > 1:
+            ahead = between(
+                at, rounds, torch.tensor([[value for value, _ in row] for row in values], dtype=torch.float64)
+            )
+        else:
+            ahead = course(legs[0].bank, legs[0].system, legs[0].horizon)
     with clock.stage("checking"):
-        checks = all_checks(found.bank, found.answer, found.horizon, ahead, found.errors)
-    now = [mean_reward(rows.draw.rewards, rows.draw.clusters) for rows in (first or bank).evaluations]
+        checks = all_checks(found.legs, found.answers, ahead, found.errors)
     return NetworkAudit(
         eco=eco,
         point=point,
@@ -141,32 +164,43 @@ def audit_networks(
         size=size,
         seconds=clock.seconds,
         confidence=eco.audit.confidence,
-        now=now,
+        now=values[0],
         seed=seed,
-        start=start,
+        rougher=rougher,
         solver="gradient bank",
         estimate=found,
         course=ahead,
+        places=at,
     )
+
+
+def _rougher(found: Estimate) -> Tensor:
+    """The influence matrix from the first and the last place alone; where there are no others, from the last."""
+    first, last = found.legs[0], found.legs[-1]
+    middle = (first.first + last.stop) // 2 if len(found.legs) > 2 else first.first
+    legs, pushes = [replace(last, first=middle)], [found.answer.pushes]
+    if middle > first.first:
+        legs, pushes = [replace(first, stop=middle), *legs], [found.answers[0].pushes, *pushes]
+    end = travel(legs, pushes)[-1].end
+    goals = outcomes(found.bank, found.answer.judged, found.answer.system.sizes)
+    return torch.stack([g.T @ x for g, x in zip(goals, end, strict=True)]).sum(0)
 
 
 def default_size(point: Point, route: Route) -> Size:
     """Samples of an audit that is not told how many."""
     if route.solver == "matrix-free":
         return FREE_SIZE
-    return Size(1000, 1000) if point.world.medium == "text" else Size()
+    return Size(400, 1000) if point.world.medium == "text" else Size()
 
 
 def _findings(found: Estimate, ahead: Course) -> Findings:
     """What the bank's estimate says, as every solver says it."""
     answer, bank = found.answer, found.bank
     rounds = len(found.horizon.rounds or ())
-    goals = outcomes(bank, answer.judged, answer.system.sizes)
-    states = [] if answer.path is None else answer.path.after_rounds
-    influence = [sum((g.T @ x for g, x in zip(goals, state, strict=True)), torch.zeros(())) for state in states]
-    made = {id(rows.draw.outputs): len(rows.draw.outputs) for rows in bank.sources if rows.producer is not None}
-    worked = {rows.loss.data_ptr(): len(rows.loss) for rows in bank.sources}
-    worked |= {rows.score.data_ptr(): len(rows.score) for rows in bank.sources if rows.score is not None}
+    every = [rows for leg in found.legs for rows in leg.bank.sources]
+    made = {id(rows.draw.outputs): len(rows.draw.outputs) for rows in every if rows.producer is not None}
+    worked = {rows.loss.data_ptr(): len(rows.loss) for rows in every}
+    worked |= {rows.score.data_ptr(): len(rows.score) for rows in every if rows.score is not None}
     worked |= {rows.score.data_ptr(): len(rows.score) for rows in bank.evaluations}
     return Findings(
         paths=found.paths,
@@ -177,7 +211,7 @@ def _findings(found: Estimate, ahead: Course) -> Findings:
         rounds=rounds,
         shown=list(range(rounds + 1)),
         course=ahead.alignment,
-        unfolding=torch.stack(influence) if influence else torch.zeros(0, *answer.matrix.shape),
+        unfolding=torch.stack(_unfolding(found)),
         judged=[
             Judgement(rows.draw.model, rows.draw.name, judged.value, float(rows.draw.rewards.double().std()))
             for rows, judged in zip(bank.evaluations, answer.judged, strict=True)
@@ -195,11 +229,25 @@ def _findings(found: Estimate, ahead: Course) -> Findings:
         ],
         work=Work(
             sum(made.values()) + sum(len(rows.draw.outputs) for rows in bank.evaluations),
-            sum((worked | {rows.curvature.data_ptr(): len(rows.curvature) for rows in bank.sources}).values()),
+            sum((worked | {rows.curvature.data_ptr(): len(rows.curvature) for rows in every}).values()),
             found.num_clusters,
-            bank.nbytes,
+            sum(leg.bank.nbytes for leg in found.legs),
         ),
     )
+
+
+def _unfolding(found: Estimate) -> list[Tensor]:
+    """(E, C) influence after every round from 0, by ∇J at the end of the horizon."""
+    goals = outcomes(found.bank, found.answer.judged, found.answer.system.sizes)
+    out: list[Tensor] = []
+    for k in reversed(range(len(found.legs))):
+        path = found.answers[k].path
+        assert path is not None
+        states = path.after_rounds[1:] if k else path.after_rounds
+        out[:0] = [torch.stack([g.T @ x for g, x in zip(goals, state, strict=True)]).sum(0) for state in states]
+        if k:
+            goals = back(found.legs[k - 1].bank, found.legs[k].bank, goals)
+    return out
 
 
 def _recorded(outputs: Mapping[str, str | Path], point: Point) -> dict[str, Recorded]:
@@ -225,12 +273,12 @@ class _Work:
     ) -> None:
         self.eco, self.point, self.models, self.seed = eco, point, models, seed
         self.keeping, self.clock = keeping, clock
-        self.recorded = recorded
+        self.recorded, self.clusters = recorded, 0
 
-    def bank(self, size: Size, number: int) -> Bank:
+    def bank(self, size: Size, number: int, judge: bool) -> tuple[Bank, list[EvaluationDraw]]:
+        """Gradients of new samples, and answers to the evaluations; gradients of these, too, if asked for."""
         point, clock = self.point, self.clock
-        total = outputs_of(self.eco, size)
-        with clock.stage("sampling", total) as advance:
+        with clock.stage("sampling", outputs_of(self.eco, size)) as advance:
             draws = network_draws(
                 point.world,
                 point.networks,
@@ -240,12 +288,17 @@ class _Work:
                 self.seed + 7919 * number,
                 advance,
                 recorded=self.recorded,
+                first_cluster=self.clusters,
             )
+        clusters = [d.clusters for d in draws.sources] + [d.clusters for d in draws.evaluations]
+        self.clusters = max(self.clusters, *(1 + int(found.max()) for found in clusters))
+        judged = draws.evaluations
+        draws = draws if judge else Draws(draws.sources, [])
         count = gradients_of(draws.sources, draws.evaluations)
         with clock.stage("gradients", count) as advance:
             trainings = {name: model.train for name, model in self.eco.models.items()}
             bank = build_bank(self.models, draws, trainings, seed=self.seed, advance=advance, **self.keeping)
-            return shortened(bank, self.seed)
+            return shortened(bank, self.seed), judged
 
 
 def outputs_of(eco: Ecosystem, size: Size) -> int:

@@ -29,13 +29,14 @@ class Judgement:
     Attributes:
         model: Whose.
         name: The evaluation's.
-        halfway: Its alignment where the estimate was made.
+        there: Its alignment where the gradient of it was taken: at the predicted end of the horizon; half-way, or now, where
+            gradients were taken in one place.
         spread: Standard deviation of its rewards.
     """
 
     model: str
     name: str
-    halfway: float
+    there: float
     spread: float
 
 
@@ -139,8 +140,8 @@ class Audited(ABC):
         confidence: Level of the intervals.
         now: (E,) present alignment and its standard error over clusters.
         seed: Of all draws.
-        start: (E, C) the influence matrix from gradients at the present parameters, by the smaller samples that told where the loop
-            goes; None without looking ahead.
+        rougher: (E, C) the influence matrix from gradients at fewer places of the course: at its ends alone, or, where the estimate is
+            from its middle, at its start by the smaller samples that told where the loop goes; None without looking ahead.
         solver: How the loop was solved, in words.
     """
 
@@ -153,7 +154,7 @@ class Audited(ABC):
     confidence: float = 0.95
     now: list[tuple[float, float]] = field(default_factory=list)
     seed: int = 0
-    start: Tensor | None = None
+    rougher: Tensor | None = None
     solver: str = ""
 
     @abstractmethod
@@ -166,9 +167,9 @@ class Audited(ABC):
 
     @property
     def linearisation(self) -> Tensor:
-        """(E, C) how far the estimate hangs on where gradients are taken: half-way along the course against at its start."""
+        """(E, C) how far the estimate hangs on where gradients are taken."""
         matrix = self.findings.matrix
-        return torch.zeros_like(matrix) if self.start is None else (matrix - self.start).abs()
+        return torch.zeros_like(matrix) if self.rougher is None else (matrix - self.rougher).abs()
 
     @property
     def half_width(self) -> Tensor:

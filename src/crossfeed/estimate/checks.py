@@ -13,7 +13,8 @@ from torch import Tensor
 from crossfeed.errors import CheckFailedError
 from crossfeed.estimate.bank import Bank, SourceRows
 from crossfeed.estimate.draws import EvaluationDraw, SourceDraw
-from crossfeed.estimate.influence import Answer, Horizon
+from crossfeed.estimate.influence import Answer
+from crossfeed.estimate.legs import Leg
 from crossfeed.estimate.lookahead import Course
 from crossfeed.estimate.system import group_weights
 
@@ -38,27 +39,29 @@ class Check:
     words: str
 
 
-def all_checks(bank: Bank, answer: Answer, horizon: Horizon, course: Course | None, errors: Tensor) -> list[Check]:
+def all_checks(legs: Sequence[Leg], answers: Sequence[Answer], course: Course | None, errors: Tensor) -> list[Check]:
     """Every check, in the order of the report.
 
     Args:
-        bank: Gradients.
-        answer: Point estimates.
-        horizon: How far ahead.
+        legs: Gradients by part of the horizon.
+        answers: Point estimates by leg.
         course: Where the loop goes without any change; None: not known.
         errors: (E, C) standard errors.
 
     Raises:
         CheckFailedError: nothing can be estimated: all gradients of a model are zero.
     """
-    found = [gradients(bank), scores(bank), samples(bank), rewards(bank), consistency(bank, answer)]
-    if horizon.rounds is not None:
-        found.append(stability(bank, answer, horizon))
-        found.append(expansion(answer))
-        found.append(ridge(answer, horizon, errors))
-        found.append(clipping(bank, horizon))
+    bank = legs[-1].bank
+    found = [gradients(bank), scores(legs[0].bank), samples(bank), rewards(bank), consistency(answers)]
+    if legs[0].horizon.rounds is not None:
+        both = list(zip(legs, answers, strict=True))
+        found.append(stability(both))
+        worst = max((answer.system for answer in answers), key=lambda system: system.expansion)
+        found.append(of_expansion(worst.expansion, max(answer.system.fisher for answer in answers)))
+        found.append(ridge(sum((ridge_effect(leg, answer) for leg, answer in both), torch.zeros(())), errors))
+        found.append(clipping(legs))
     if course is not None:
-        found.append(settled(bank, answer, course))
+        found.append(settled(bank, course))
     return found
 
 
@@ -201,10 +204,11 @@ def of_rewards(sources: Sequence[SourceDraw], evaluations: Sequence[EvaluationDr
     return Check("rewards", "passed", "Every reward is finite and tells candidates apart.")
 
 
-def consistency(bank: Bank, answer: Answer) -> Check:
+def consistency(answers: Sequence[Answer]) -> Check:
     """The matrix from the forward solve equals that from the adjoint: two ways through all blocks."""
+    answer = answers[-1]
     backward = sum(
-        (u.T @ v for u, v in zip(answer.weight, answer.pushes, strict=True)),
+        (u.T @ v for part in answers for u, v in zip(part.weight, part.pushes, strict=True)),
         torch.zeros(1, 1, dtype=torch.float64),
     )
     size = float(answer.matrix.abs().max().clamp_min(1e-300))
@@ -215,14 +219,15 @@ def consistency(bank: Bank, answer: Answer) -> Check:
     return Check("solver", "passed", f"Forward and adjoint solve agree to {gap:.1g} of the largest entry.")
 
 
-def stability(bank: Bank, answer: Answer, horizon: Horizon) -> Check:
-    """Steps are short enough for a quadratic; for plain ones ηλ ≤ 2 (Adam's λ in its own units)."""
-    beyond = []
-    for i, model in enumerate(bank.models):
-        steps, values = horizon.steps[i], answer.system.spectrum(i)
-        if bool(steps.beyond(values, 0).any()):
-            beyond.append(f"{model.name} (ηλ = {steps.largest_rate * float(values[-1]):.2g})")
-    return of_stability(beyond)
+def stability(legs: Sequence[tuple[Leg, Answer]]) -> Check:
+    """Steps are short enough for a quadratic, in every leg; for plain ones ηλ ≤ 2 (Adam's λ in its own units)."""
+    beyond: dict[str, float] = {}
+    for leg, answer in legs:
+        for i, model in enumerate(leg.bank.models):
+            steps, values = leg.horizon.steps[i], answer.system.spectrum(i)
+            if bool(steps.beyond(values, leg.first).any()):
+                beyond[model.name] = max(beyond.get(model.name, 0.0), steps.largest_rate * float(values[-1]))
+    return of_stability([f"{name} (ηλ = {size:.2g})" for name, size in beyond.items()])
 
 
 def of_stability(beyond: Sequence[str]) -> Check:
@@ -235,11 +240,6 @@ def of_stability(beyond: Sequence[str]) -> Check:
             "alignments that hang on them are less sure. A smaller learning rate would help training too.",
         )
     return Check("step size", "passed", "Learning rates are below the edge of stability everywhere.")
-
-
-def expansion(answer: Answer) -> Check:
-    """The linearised loop does not explode: a round multiplies no change by much more than 1."""
-    return of_expansion(answer.system.expansion, answer.system.fisher)
 
 
 def of_expansion(factor: float, share: float) -> Check:
@@ -267,19 +267,19 @@ def of_expansion(factor: float, share: float) -> Check:
     )
 
 
-def ridge_effect(answer: Answer, horizon: Horizon) -> Tensor:
+def ridge_effect(leg: Leg, answer: Answer) -> Tensor:
     """(E, C) what doubling every ridge μ_i changes, to first order: −Σ μ_i ⟨c, x⟩ over updates; what it does to Q is left out."""
     assert answer.path is not None
     assert answer.adjoint is not None
     change = torch.zeros_like(answer.matrix)
     for (_, i), before, c in zip(answer.path.updates, answer.path.before, answer.adjoint.answer, strict=True):
-        change -= horizon.ridge[i] * (c.T @ before[i])
+        change -= leg.horizon.ridge[i] * (c.T @ before[i])
     return change
 
 
-def ridge(answer: Answer, horizon: Horizon, errors: Tensor) -> Check:
+def ridge(effect: Tensor, errors: Tensor) -> Check:
     """The ridge, a share of the curvature's mean eigenvalue, decides nothing: doubling it moves every entry by less than its error."""
-    moved = ridge_effect(answer, horizon).abs()
+    moved = effect.abs()
     ratio = float((moved / errors.clamp_min(1e-300))[errors > 0].max()) if bool((errors > 0).any()) else 0.0
     words = f"Doubling the ridge on the curvature moves no entry by more than {ratio:.2g} of its standard error."
     if ratio > 1:
@@ -291,14 +291,13 @@ def ridge(answer: Answer, horizon: Horizon, errors: Tensor) -> Check:
     return Check("ridge", "passed", words)
 
 
-def clipping(bank: Bank, horizon: Horizon) -> Check:
+def clipping(legs: Sequence[Leg]) -> Check:
     """Gradient clipping shortens steps by little."""
-    cut = [
-        f"{model.name} (× {steps.shorten:.2g})"
-        for model, steps in zip(bank.models, horizon.steps, strict=True)
-        if steps.shorten < 0.5
-    ]
-    return of_clipping(cut)
+    cut: dict[str, float] = {}
+    for leg in legs:
+        for model, steps in zip(leg.bank.models, leg.horizon.steps, strict=True):
+            cut[model.name] = min(cut.get(model.name, 1.0), steps.shorten)
+    return of_clipping([f"{name} (× {shorten:.2g})" for name, shorten in cut.items() if shorten < 0.5])
 
 
 def of_clipping(cut: Sequence[str]) -> Check:
@@ -309,7 +308,7 @@ def of_clipping(cut: Sequence[str]) -> Check:
     return Check("clipping", "passed", "Gradient clipping is off or rarely acts.")
 
 
-def settled(bank: Bank, answer: Answer, course: Course) -> Check:
+def settled(bank: Bank, course: Course) -> Check:
     """The models are near a stable point: what is predicted to move without any change is small beside what curation moves."""
     return of_course([judged.draw for judged in bank.evaluations], course.alignment[-1])
 
@@ -326,7 +325,7 @@ def of_course(evaluations: Sequence[EvaluationDraw], drift: Tensor) -> Check:
             "stable point",
             "warning",
             f"Far from a stable point: without any change alignment is predicted to move by more than a quarter of its spread: "
-            f"{', '.join(moving[:6])}. Gradients are taken where the models are predicted to be half-way; signs of small influences "
+            f"{', '.join(moving[:6])}. Gradients are taken where the models are predicted to be; signs of small influences "
             "and sizes of large ones are less sure. Audit again after some rounds.",
         )
     return Check("stable point", "passed", "Near a stable point: without any change, alignment is predicted to stay.")

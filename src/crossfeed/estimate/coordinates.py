@@ -49,6 +49,11 @@ class Coordinates:
     combine: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     @property
+    def plain(self) -> bool:
+        """Whether they are the parameters themselves, each in its unit."""
+        return self.basis is None and self.projection is None
+
+    @property
     def words(self) -> str:
         """What the coordinates are."""
         if self.projection is not None:
@@ -78,6 +83,13 @@ class Coordinates:
         out = sum((w @ row.float() for w, row in zip(weights.split(sizes), self.rows, strict=True)), torch.zeros(()))
         return out if self.scale is None else out * self.scale.square()
 
+    def to_gradients(self, y: Tensor) -> Tensor:
+        """(r,) how something answers to the coordinates, to how it answers to θ (d,); without a projection the transpose of
+        :meth:`of_parameters`.
+        """
+        out = self.to_parameters(y)
+        return out if self.scale is None else out / self.scale.square()
+
     def _way_back(self, x: Tensor) -> Tensor:
         assert self.combine is not None
         own = torch.cat(list(self.rows)).double()
@@ -98,6 +110,26 @@ class Coordinates:
         square = None if self.scale is None or power < 0 else self.scale.square()
         products = _products(values, self.rows, square)
         return (products.double() @ self.basis.T).to(products.dtype)
+
+
+def hand_over(left: Coordinates, right: Coordinates, x: Tensor) -> Tensor:
+    """Changes of parameters (r, c) in other coordinates (r′, c), as far as these have them."""
+    if left is right:
+        return x
+    if left.plain and right.plain:
+        return x if left.scale is None or right.scale is None else x * (left.scale / right.scale).to(x)[:, None]
+    columns = [right.of_parameters(left.to_parameters(column).to(x)).to(x) for column in x.T]
+    return torch.stack(columns, 1) if columns else x.new_zeros(right.size, 0)
+
+
+def hand_back(left: Coordinates, right: Coordinates, y: Tensor) -> Tensor:
+    """How outcomes answer to coordinates on the right (r′, e), to how they answer to those on the left (r, e): the transpose."""
+    if left is right:
+        return y
+    if left.plain and right.plain:
+        return y if left.scale is None or right.scale is None else y * (left.scale / right.scale).to(y)[:, None]
+    columns = [left.of_gradients(right.to_gradients(column)[None].to(y))[0].to(y) for column in y.T]
+    return torch.stack(columns, 1) if columns else y.new_zeros(left.size, 0)
 
 
 def coordinates(rows: Sequence[Tensor], scale: Tensor | None, limit: int) -> Coordinates:

@@ -189,7 +189,7 @@ def _evaluations(audit: Audited) -> list[dict[str, Any]]:
                 "main": False,
                 "now": now,
                 "error": error,
-                "halfway": judged.halfway,
+                "there": judged.there,
                 "spread": judged.spread,
             }
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from crossfeed.describe.schema import Curated, Pick, source_names
 from crossfeed.estimate.attribution import Example, source_effects, top_examples
 from crossfeed.estimate.audit import NetworkAudit
 from crossfeed.estimate.audited import Audited
-from crossfeed.estimate.bank import SourceRows
+from crossfeed.estimate.bank import Bank
+from crossfeed.estimate.legs import weights_at
 from crossfeed.estimate.picks import pick_probabilities
 from crossfeed.estimate.system import group_weights
 
@@ -31,16 +33,18 @@ def behind(audit: Audited, evaluations: list[int]) -> dict[str, Any]:
 
 
 def examples(audit: NetworkAudit, evaluations: list[int]) -> list[dict[str, Any]]:
-    """For each of these evaluations the picked examples that push it up and down most."""
-    out = []
+    """For each of these evaluations the picked examples, of those that the models give now, that push it up and down most."""
+    estimate, out = audit.estimate, []
+    first = estimate.legs[0]
+    answer = replace(estimate.answers[0], weight=weights_at(estimate.legs, [a.weight for a in estimate.answers], 0))
     for e in evaluations:
-        for found in top_examples(audit.bank, audit.estimate.answer, e, TOP):
-            out.append(_example(audit, found))
+        for found in top_examples(first.bank, answer, e, TOP):
+            out.append(_example(audit, first.bank, found))
     return out
 
 
-def _example(audit: NetworkAudit, found: Example) -> dict[str, Any]:
-    draw = audit.bank.sources[found.source].draw
+def _example(audit: NetworkAudit, bank: Bank, found: Example) -> dict[str, Any]:
+    draw = bank.sources[found.source].draw
     group, candidate = divmod(found.sample, draw.candidates)
     table = audit.point.world.prompts
     asked = table.inputs[int(draw.prompts[group])] if len(table) else ""
@@ -68,7 +72,8 @@ def _output(outputs: Any, number: int) -> Any:
 
 def sources(audit: NetworkAudit) -> list[dict[str, Any]]:
     """By source, dJ of every evaluation per unit of weight that moves to it from the rest of its model's mixture."""
-    effects = source_effects(audit.bank, audit.estimate.answer)
+    found = zip(audit.estimate.legs, audit.estimate.answers, strict=True)
+    effects = sum((source_effects(leg.bank, answer) for leg, answer in found), torch.zeros(()))
     return [
         {
             "consumer": rows.draw.consumer,
@@ -94,12 +99,8 @@ def pickers(audit: NetworkAudit) -> list[dict[str, Any]]:
         if not isinstance(node, Curated) or rows.draw.candidates < 2:
             continue
         people = audit.eco.models[node.producer].reward
-        pull = _pull(audit, s, rows)
-        p = group_weights(rows.draw.clusters, None)
-        mean = torch.einsum("g,gk,gke->e", p, rows.draw.probabilities, pull)
         for who, reward, share, rule in _who(node, people):
-            chances = pick_probabilities(rule, people, rows.draw.rewards).expand(len(p), -1)
-            effects = share * (torch.einsum("g,gk,gke->e", p, chances.double(), pull) - mean)
+            effects = share * _picking(audit, s, rule, people)
             out.append(
                 {
                     "consumer": rows.draw.consumer,
@@ -114,11 +115,17 @@ def pickers(audit: NetworkAudit) -> list[dict[str, Any]]:
     return out
 
 
-def _pull(audit: NetworkAudit, s: int, rows: SourceRows) -> Tensor:
-    """(n, K, E) how every candidate, with the whole weight of its source, pulls on every evaluation."""
-    answer = audit.estimate.answer
-    pull = -answer.system.mixture[s] * (rows.loss.double() @ answer.weight[rows.consumer])
-    return pull.unflatten(0, (-1, rows.draw.candidates))
+def _picking(audit: NetworkAudit, s: int, rule: Pick, people: str) -> Tensor:
+    """(E,) what picks of source ``s`` by a rule do to every evaluation, over the horizon, less what its picks as they are do."""
+    total = torch.zeros(())
+    for leg, answer in zip(audit.estimate.legs, audit.estimate.answers, strict=True):
+        rows = leg.bank.sources[s]
+        pull = -answer.system.mixture[s] * (rows.loss.double() @ answer.weight[rows.consumer])
+        p = group_weights(rows.draw.clusters, None)
+        chances = pick_probabilities(rule, people, rows.draw.rewards).expand(len(p), -1).double()
+        change = (chances - rows.draw.probabilities) * p[:, None]
+        total = total + change.flatten() @ pull
+    return total
 
 
 def _who(node: Curated, people: str) -> list[tuple[str, str | None, float, Pick]]:

@@ -17,7 +17,8 @@ from crossfeed.errors import SettingError
 from crossfeed.estimate.bank import Bank
 from crossfeed.estimate.draws import SourceDraw
 from crossfeed.estimate.horizon import Rounds
-from crossfeed.estimate.influence import Answer, Horizon, cluster_effects, solve, standard_errors
+from crossfeed.estimate.influence import Answer, cluster_effects, solve, solve_legs, standard_errors
+from crossfeed.estimate.legs import Horizon, Leg
 from crossfeed.estimate.steps import Steps, clip_factor
 from crossfeed.estimate.system import Moments, System, moments
 
@@ -97,28 +98,46 @@ class Estimate:
 
     Attributes:
         eco: The ecosystem.
-        bank: Gradients; every what-if comes from it.
-        horizon: How far ahead.
+        legs: Gradients, blocks and rounds of every part of the horizon; every what-if comes from them. One where there is one bank.
         paths: Settings, by column.
         directions: How they move the mixtures.
-        answer: Point estimates.
+        answers: Point estimates, by leg.
         errors: (E, C) standard errors.
         effects: (clusters, E, C) what each cluster contributes to the error.
     """
 
     eco: Ecosystem
-    bank: Bank
-    horizon: Horizon
+    legs: list[Leg]
     paths: list[str]
     directions: list[dict[int, float]]
-    answer: Answer
+    answers: list[Answer]
     errors: Tensor
     effects: Tensor = field(repr=False)
 
     @property
+    def bank(self) -> Bank:
+        """The last leg's gradients."""
+        return self.legs[-1].bank
+
+    @property
+    def horizon(self) -> Horizon:
+        """The horizon as the last leg has it."""
+        return self.legs[-1].horizon
+
+    @property
+    def answer(self) -> Answer:
+        """The last leg's answer."""
+        return self.answers[-1]
+
+    @property
     def num_clusters(self) -> int:
         """Clusters that occur in the samples."""
-        return int((self.effects.abs().sum((1, 2)) > 0).sum())
+        return occurring(self.effects)
+
+
+def occurring(effects: Tensor) -> int:
+    """How many clusters have effects (clusters, E, C)."""
+    return int((effects.abs().sum((1, 2)) > 0).sum())
 
 
 def estimate(
@@ -147,13 +166,37 @@ def estimate(
     directions = directions_of(eco, bank.draws, paths)
     horizon, system = prepare(eco, bank, rounds=rounds, ridge=ridge, fisher=fisher, first_round=first_round)
     answer = solve(bank, horizon, directions, system=system)
+    return _with_errors(eco, [Leg(bank, horizon, system, 0, len(horizon.rounds or ()))], [answer], paths, directions)
+
+
+def estimate_legs(eco: Ecosystem, legs: Sequence[Leg]) -> Estimate:
+    """The influence matrix of every curation ratio from legs, whose banks hold independent samples of the same sources.
+
+    Args:
+        eco: The ecosystem.
+        legs: In order; banks hold no evaluations but for the last.
+    """
+    paths = curation_paths(eco)
+    directions = directions_of(eco, legs[-1].bank.draws, paths)
+    answers = solve_legs(legs, [leg.system.pushes(directions) for leg in legs])
+    return _with_errors(eco, list(legs), answers, paths, directions)
+
+
+def _with_errors(
+    eco: Ecosystem, legs: list[Leg], answers: list[Answer], paths: list[str], directions: list[dict[int, float]]
+) -> Estimate:
     num = 1 + max(
-        [int(rows.draw.clusters.max()) for rows in bank.sources]
-        + [int(r.draw.clusters.max()) for r in bank.evaluations]
+        int(rows.draw.clusters.max())
+        for leg in legs
+        for kind in (leg.bank.sources, leg.bank.evaluations)
+        for rows in kind
     )
-    effects = cluster_effects(bank, answer, directions, num)
-    occur = int((effects.abs().sum((1, 2)) > 0).sum())
-    return Estimate(eco, bank, horizon, paths, directions, answer, standard_errors(effects, occur), effects)
+    effects = sum(
+        (cluster_effects(leg.bank, answer, directions, num) for leg, answer in zip(legs, answers, strict=True)),
+        torch.zeros(()),
+    )
+    errors = standard_errors(effects, occurring(effects))
+    return Estimate(eco, legs, paths, directions, answers, errors, effects)
 
 
 def prepare(

@@ -48,7 +48,7 @@ class FreeAudit(Audited):
         shift: By model, the change of its parameters (d,) at which the batches were drawn; empty: none.
         fisher: Share of the empirical Fisher matrix in the curvature.
         batches: (m, E, C) the influence matrix by batch.
-        start_errors: (E, C) standard errors of ``start``; None without looking ahead.
+        start_errors: (E, C) standard errors of ``rougher``; None without looking ahead.
     """
 
     plan: Plan
@@ -64,9 +64,9 @@ class FreeAudit(Audited):
 
         The pilot's own errors can be large, where its loop grows; they are no sign of a curved course, and are taken out.
         """
-        if self.start is None or self.start_errors is None:
+        if self.rougher is None or self.start_errors is None:
             return super().linearisation
-        off = (self.findings.matrix - self.start).square()
+        off = (self.findings.matrix - self.rougher).square()
         return (off - self.findings.errors.square() - self.start_errors.square()).clamp_min(0).sqrt()
 
     def what_if(self, changed: Ecosystem) -> WhatIf:
@@ -150,7 +150,7 @@ def audit_free(
         confidence=eco.audit.confidence,
         now=ahead.now(plan),
         seed=seed,
-        start=None if first is None else first.influence[:, -1].mean(0),
+        rougher=None if first is None else first.influence[:, -1].mean(0),
         start_errors=None if first is None else batch_errors(first.influence[:, -1]),
         solver=SOLVER,
         plan=plan,

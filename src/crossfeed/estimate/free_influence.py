@@ -22,7 +22,7 @@ from crossfeed.estimate.bank import EvaluationRows
 from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.draws import Draws, EvaluationDraw
 from crossfeed.estimate.horizon import Path, forward
-from crossfeed.estimate.influence import Horizon
+from crossfeed.estimate.legs import Horizon
 from crossfeed.estimate.matrix_free import MatrixFree, Solve, Solver, StableSolution
 from crossfeed.estimate.pathwise import RewardRates
 from crossfeed.estimate.system import advantages, group_weights

@@ -53,10 +53,10 @@ Rounds = Sequence[Sequence[Sequence[int]]]
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """What every update of a horizon saw and did.
+    """What every update of a horizon, or of a part of it, saw and did.
 
     Attributes:
-        updates: (round, model) of each update, in order; updates of one step follow each other.
+        updates: (round of the horizon, model) of each update, in order; updates of one step follow each other.
         before: By update, all x_j that it saw.
         force: By update, v_i − H_i x_i − Σ_j B_ij x_j.
         after_rounds: By round, all x_j after it; the first entry is the start.
@@ -73,16 +73,20 @@ class Path:
         return self.after_rounds[-1]
 
 
-def forward(loop: LinearLoop, rounds: Rounds, pushes: Sequence[Tensor]) -> Path:
-    """Follow a constant push from x = 0.
+def forward(
+    loop: LinearLoop, rounds: Rounds, pushes: Sequence[Tensor], start: Sequence[Tensor] | None = None, first: int = 0
+) -> Path:
+    """Follow a constant push.
 
     Args:
         loop: The blocks.
         rounds: Who updates when.
         pushes: By model, v_i (r_i, c): one column a setting.
+        start: By model, x (r_i, c) before the first of these rounds; None: 0.
+        first: Number of the first of these rounds in the horizon.
     """
-    path = Path([], [], [], [[torch.zeros_like(v) for v in pushes]])
-    for made, x in follow(loop, rounds, pushes):
+    path = Path([], [], [], [[torch.zeros_like(v) for v in pushes] if start is None else list(start)])
+    for made, x in follow(loop, rounds, pushes, start=start, first=first):
         path.updates.extend((update.round, update.model) for update in made)
         path.before.extend(update.seen for update in made)
         path.force.extend(update.force for update in made)
@@ -108,7 +112,12 @@ class Update:
 
 
 def follow(
-    loop: LinearLoop, rounds: Rounds, pushes: Sequence[Tensor], advance: Callable[[int], None] | None = None
+    loop: LinearLoop,
+    rounds: Rounds,
+    pushes: Sequence[Tensor],
+    advance: Callable[[int], None] | None = None,
+    start: Sequence[Tensor] | None = None,
+    first: int = 0,
 ) -> Iterator[tuple[list[Update], list[Tensor]]]:
     """The updates of every round of :func:`forward`, and the states x after it; nothing is kept.
 
@@ -117,9 +126,11 @@ def follow(
         rounds: Who updates when.
         pushes: By model, v_i (r_i, c).
         advance: Called with the number of columns that anything reaches, whenever a model is updated.
+        start: As for :func:`forward`.
+        first: As for :func:`forward`.
     """
-    x = [torch.zeros_like(v) for v in pushes]
-    for number, steps in enumerate(rounds):
+    x = [torch.zeros_like(v) for v in pushes] if start is None else list(start)
+    for number, steps in enumerate(rounds, first):
         made = []
         for step in steps:
             seen, new = x, list(x)
@@ -142,21 +153,24 @@ class Adjoint:
         answer: By update, c = Q_i y_i (r_i, e): how the outcomes weigh that update's force.
         weight: By update, y_i (r_i, e): how they weigh what the update does.
         total: By model, Σ c over its updates: dJ/dv_i.
+        start: By model, dJ/dx_i (r_i, e) before the first round.
     """
 
     updates: list[tuple[int, int]]
     answer: list[Tensor]
     weight: list[Tensor]
     total: list[Tensor]
+    start: list[Tensor]
 
 
-def adjoint(loop: LinearLoop, rounds: Rounds, outcomes: Sequence[Tensor]) -> Adjoint:
+def adjoint(loop: LinearLoop, rounds: Rounds, outcomes: Sequence[Tensor], first: int = 0) -> Adjoint:
     """Follow the horizon backwards.
 
     Args:
         loop: The blocks.
         rounds: Who updates when.
         outcomes: By model, ∇J (r_i, e) by the model's x after the last round: one column an outcome.
+        first: Number of the first of these rounds in the horizon.
     """
     y = list(outcomes)
     total = [torch.zeros_like(g) for g in outcomes]
@@ -166,7 +180,7 @@ def adjoint(loop: LinearLoop, rounds: Rounds, outcomes: Sequence[Tensor]) -> Adj
     for number in reversed(range(len(rounds))):
         for step in reversed(rounds[number]):
             seen = y
-            found = {i: loop.respond(i, seen[i], number) for i in step}
+            found = {i: loop.respond(i, seen[i], first + number) for i in step}
             y = list(seen)
             for i, c in found.items():
                 y[i] = y[i] - loop.curvature(i, c)
@@ -174,7 +188,7 @@ def adjoint(loop: LinearLoop, rounds: Rounds, outcomes: Sequence[Tensor]) -> Adj
                 for j, part in loop.coupling_transpose(i, c).items():
                     y[j] = y[j] - part
             for i in reversed(step):
-                updates.append((number, i))
+                updates.append((first + number, i))
                 answers.append(found[i])
                 weights.append(seen[i])
-    return Adjoint(updates[::-1], answers[::-1], weights[::-1], total)
+    return Adjoint(updates[::-1], answers[::-1], weights[::-1], total, y)

@@ -19,31 +19,14 @@ from torch import Tensor
 
 from crossfeed.estimate.bank import Bank, SourceRows
 from crossfeed.estimate.draws import marginal
-from crossfeed.estimate.horizon import Adjoint, Path, Rounds, adjoint, forward
-from crossfeed.estimate.steps import Steps
+from crossfeed.estimate.horizon import Adjoint, Path
+from crossfeed.estimate.legs import Horizon, Leg, return_, travel
 from crossfeed.estimate.system import Judged, Moments, System, advantages, group_weights, judge, moments, pushes_of
-
-
-@dataclass(frozen=True)
-class Horizon:
-    """How far ahead to look.
-
-    Attributes:
-        rounds: Who updates when, round by round; None: the stable point.
-        steps: By model, how a round trains it.
-        ridge: By model, added to the curvature.
-        fisher: Share of the empirical Fisher matrix in the curvature of networks.
-    """
-
-    rounds: Rounds | None
-    steps: Sequence[Steps]
-    ridge: Sequence[float]
-    fisher: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The influence matrix at one mixture.
+    """The influence matrix at one mixture, and one leg's part in it.
 
     Attributes:
         matrix: (E, C) dJ_e/dλ_c.
@@ -104,30 +87,37 @@ def solve(
     if system is None:
         found = found or [moments(rows, weights) for rows in bank.sources]
         system = System(bank, found, horizon.steps, horizon.ridge, mixture, horizon.fisher)
-    judged = [judge(rows, weights) for rows in bank.evaluations]
     pushes = system.pushes(directions) if pushes is None else pushes
+    judged = [judge(rows, weights) for rows in bank.evaluations]
+    if horizon.rounds is not None:
+        return solve_legs([Leg(bank, horizon, system, 0, len(horizon.rounds))], [pushes], judged)[0]
     goals = outcomes(bank, judged, system.sizes)
-    alone = System.alone(system)
-    path = back = None
-    if horizon.rounds is None:
-        response, weight = system.stable(pushes), system.stable(goals, transpose=True)
-        apart = alone.stable(pushes)
-    else:
-        path, back = forward(system, horizon.rounds, pushes), adjoint(system, horizon.rounds, goals)
-        response, weight = path.end, back.total
-        apart = forward(alone, horizon.rounds, pushes).end
-    return Answer(
-        _meet(goals, response),
-        _meet(goals, apart),
-        _meet(goals, pushes),
-        judged,
-        system,
-        pushes,
-        path,
-        back,
-        response,
-        weight,
-    )
+    response, apart = system.stable(pushes), System.alone(system).stable(pushes)
+    weight = system.stable(goals, transpose=True)
+    matrices = _meet(goals, response), _meet(goals, apart), _meet(goals, pushes)
+    return Answer(*matrices, judged, system, pushes, None, None, response, weight)
+
+
+def solve_legs(
+    legs: Sequence[Leg], pushes: Sequence[list[Tensor]], judged: Sequence[Judged] | None = None
+) -> list[Answer]:
+    """The influence matrix of a horizon in legs: one answer a leg, with the same matrices.
+
+    Args:
+        legs: In order.
+        pushes: By leg and model, (r_i, C).
+        judged: J and ∇J by evaluation of the last leg's bank; None: at equal weights.
+    """
+    last = legs[-1]
+    judged = [judge(rows) for rows in last.bank.evaluations] if judged is None else list(judged)
+    goals = outcomes(last.bank, judged, last.system.sizes)
+    paths, backs = travel(legs, pushes), return_(legs, goals)
+    apart = travel(legs, pushes, alone=True)[-1].end
+    matrices = _meet(goals, paths[-1].end), _meet(goals, apart), _meet(goals, pushes[-1])
+    return [
+        Answer(*matrices, judged, leg.system, list(push), path, way, path.end, way.total)
+        for leg, push, path, way in zip(legs, pushes, paths, backs, strict=True)
+    ]
 
 
 def _meet(goals: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
@@ -159,6 +149,8 @@ def cluster_effects(bank: Bank, answer: Answer, directions: Sequence[Mapping[int
         _add(out, clusters, chance, -slopes * pulled[:, :, None])
         if not weight or rows.mirrored:  # its curvature and its coupling cancel, sample by sample
             continue
+        if answer.path is not None and all(model != i for _, model in answer.path.updates):
+            continue  # not its turn in this leg
         c, x, xj = _updates(answer, i, j, loss.dtype)
         share = answer.system.fisher if rows.hessian is None else 0.0
         if rows.hessian is not None:

@@ -1,24 +1,25 @@
-r"""Where to look from: the models' parameters in the middle of the horizon, as the loop is predicted to take them there.
+r"""Where to look from: the models' parameters along the horizon, as the loop is predicted to take them there.
 
-A derivative along R rounds is that of the rounds' own states. Where models are still moving, those are not the present ones: the
-linearised loop says where they go, Θ(t) = Θ + x(t) with x from :func:`crossfeed.estimate.horizon.forward` under −F, and
-the midpoint rule takes gradients at Θ(R/2), which leaves an error of second order in how far the loop moves, instead of first.
-Ours. At a stable point nothing moves and both are the same.
+The linearised loop says where models go, Θ(t) = Θ + x(t) with x from :func:`crossfeed.estimate.horizon.forward` under −F. Gradients that
+are taken on the way (:mod:`crossfeed.estimate.legs`) correct it: near the k-th place, at Θ + c_k, the force is −F_k − D_k (x − c_k) with
+F_k and D_k measured there. Ours. At a stable point nothing moves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from crossfeed.estimate.bank import Bank
 from crossfeed.estimate.derivatives import unflatten
-from crossfeed.estimate.horizon import Path, forward
-from crossfeed.estimate.influence import Horizon, outcomes
+from crossfeed.estimate.horizon import forward
+from crossfeed.estimate.influence import outcomes
+from crossfeed.estimate.legs import Horizon, Leg
 from crossfeed.estimate.system import System, judge
 from crossfeed.networks.base import Network
 
@@ -28,11 +29,9 @@ class Course:
     """Where the loop is predicted to go if nothing changes.
 
     Attributes:
-        path: x by round.
         alignment: (R + 1, E) predicted alignment of every evaluation, minus its present value.
     """
 
-    path: Path
     alignment: Tensor
 
 
@@ -55,17 +54,49 @@ def drift(bank: Bank, system: System) -> list[Tensor]:
 
 
 def course(bank: Bank, system: System, horizon: Horizon) -> Course:
-    """Follow the present mean gradients, as far as they are more than noise, through the horizon."""
+    """Follow the present mean gradients, as far as they are more than noise, through the horizon; alignment to first order."""
     assert horizon.rounds is not None
     path = forward(system, horizon.rounds, drift(bank, system))
     goals = outcomes(bank, [judge(rows) for rows in bank.evaluations], system.sizes)
     change = [sum((g.T @ x for g, x in zip(goals, state, strict=True)), torch.zeros(())) for state in path.after_rounds]
-    return Course(path, torch.stack([c[:, 0] for c in change]))
+    return Course(torch.stack([c[:, 0] for c in change]))
 
 
-def moved(bank: Bank, state: list[Tensor]) -> dict[str, Tensor]:
-    """By model, the change of its parameters (d,) that coordinates (r_i, 1) stand for."""
-    return {model.name: model.basis.to_parameters(x[:, 0]) for model, x in zip(bank.models, state, strict=True)}
+def between(places: Sequence[int], rounds: int, values: Tensor) -> Course:
+    """The course of alignments (K, E) measured on models moved to where they are predicted to be after these rounds: straight lines.
+
+    Where the last place is not the end, the last line goes on.
+    """
+    if places[-1] < rounds:
+        slope = (values[-1] - values[-2]) / (places[-1] - places[-2])
+        places, values = [*places, rounds], torch.cat([values, (values[-1] + slope * (rounds - places[-1]))[None]])
+    columns = [np.interp(range(rounds + 1), places, column) for column in (values - values[0]).T.tolist()]
+    return Course(torch.tensor(np.array(columns)).T.reshape(rounds + 1, -1))
+
+
+def position(legs: Sequence[Leg], centres: Sequence[Mapping[str, Tensor]], until: int) -> dict[str, Tensor]:
+    """By model, how far (d,) its parameters are from the present ones after ``until`` rounds.
+
+    Args:
+        legs: Those that there are so far; the last serves all later rounds.
+        centres: By leg and model, where its gradients were taken, from the present parameters (d,); no entry: at these.
+        until: Number of rounds.
+    """
+    names = legs[0].bank.names
+    there = {model.name: torch.zeros(model.num_params, dtype=torch.float64) for model in legs[0].bank.models}
+    for k, (leg, centre) in enumerate(zip(legs, centres, strict=True)):
+        stop = until if k == len(legs) - 1 else min(until, leg.stop)
+        if stop <= leg.first:
+            break
+        assert leg.horizon.rounds is not None
+        bases = [model.basis for model in leg.bank.models]
+        off = [there[name] - centre[name] if name in centre else there[name] for name in names]
+        start = [basis.of_parameters(x).double()[:, None] for basis, x in zip(bases, off, strict=True)]
+        rounds = leg.horizon.rounds[leg.first : stop]
+        end = forward(leg.system, rounds, drift(leg.bank, leg.system), start, leg.first).end
+        for name, basis, x, z in zip(names, bases, start, end, strict=True):
+            there[name] = there[name] + basis.to_parameters((z - x)[:, 0])
+    return there
 
 
 @contextmanager

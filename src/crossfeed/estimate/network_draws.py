@@ -48,13 +48,18 @@ class Size:
         answers: Answers to one prompt of an evaluation, where there are inputs.
     """
 
-    outputs: int = 4000
+    outputs: int = 1500
     evaluation: int = 4000
     answers: int = 4
 
     @property
+    def on_the_way(self) -> Size:
+        """At all places but the last: of evaluations only the mean reward is asked."""
+        return Size(self.outputs, max(64, self.evaluation // 2), self.answers)
+
+    @property
     def pilot(self) -> Size:
-        """What tells where the loop goes before the audit proper."""
+        """What tells where the loop goes before an audit in one place."""
         return Size(max(64, self.outputs // 2), max(64, self.evaluation // 4), self.answers)
 
 
@@ -85,12 +90,13 @@ class _Maker:
         advance: Advance | None,
         pathwise: Collection[str],
         recorded: Mapping[str, Recorded],
+        first_cluster: int,
     ) -> None:
         self.world, self.eco, self.networks, self.rewards = world, world.eco, networks, rewards
         self.smooth = {name: differentiable(networks[name]) for name in pathwise}
         self.prompts, self.size, self.seed, self.advance = prompts, size, seed, advance
         self.text = isinstance(self.eco.space, Text)
-        self.next_cluster = len(world.prompts) if self.text else 0
+        self.next_cluster = len(world.prompts) if self.text else first_cluster
         self.first = _first_of_each(world.prompts.texts) if self.text else torch.zeros(0, dtype=torch.int64)
         self.made: dict[Key, _Made] = {}
         self.judged: dict[tuple[Key, str], Tensor] = {}
@@ -296,6 +302,7 @@ def network_draws(
     advance: Advance | None = None,
     pathwise: Collection[str] = (),
     recorded: Mapping[str, Recorded] | None = None,
+    first_cluster: int = 0,
 ) -> Draws:
     """Draw every source, those of weight 0 included, and every evaluation.
 
@@ -312,6 +319,7 @@ def network_draws(
         advance: Called with the number of outputs just made.
         recorded: Outputs on file, by model, taken instead of new ones.
         pathwise: Models that sample by :meth:`~crossfeed.estimate.base.Differentiable.rsample`.
+        first_cluster: Number of the first cluster of what has no prompts, for draws that are independent of earlier ones.
 
     Raises:
         NotAvailableError: a model in ``pathwise`` whose sampler is not differentiable.
@@ -323,7 +331,7 @@ def network_draws(
                 f"models.{name}: found a model whose outputs are no differentiable function of its parameters; leave it out of "
                 "`pathwise`, its likelihood is enough"
             )
-    make = _Maker(world, networks, rewards, prompts, size, seed, advance, pathwise, recorded or {})
+    make = _Maker(world, networks, rewards, prompts, size, seed, advance, pathwise, recorded or {}, first_cluster)
     eco = world.eco
     with torch.no_grad():
         sources = [

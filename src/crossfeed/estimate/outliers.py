@@ -24,7 +24,7 @@ SKETCH = 64
 FLOOR = 1e-3
 """Of the mean eigenvalue of H, added to it."""
 ENOUGH = 2
-"""Rows of the curvature for every coordinate, from which H is worked out; more are left out."""
+"""Rows of the curvature for every coordinate, from all sources together, from which H is worked out; more are left out."""
 
 
 def shortened(bank: Bank, seed: int = 0) -> Bank:
@@ -70,8 +70,9 @@ def _sketch(bank: Bank, model: int, seed: int) -> Tensor | None:
         return None
     size = bank.models[model].basis.size
     matrix = torch.zeros(size, size, dtype=torch.float64)
-    for rows, share in _shares(mine):
-        some = _some(share, ENOUGH * size)
+    found = _shares(mine)
+    for rows, share in found:
+        some = _some(share, max(1, ENOUGH * size // len(found)))
         matrix += outer(rows[some], share[some]) * float(share.sum() / share[some].sum())
     floor = FLOOR * float(matrix.diagonal().mean())
     if not floor > 0:

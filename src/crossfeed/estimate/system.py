@@ -147,8 +147,8 @@ def blend(part: Moments, fisher: float) -> Tensor:
     return (1 - fisher) * part.curvature + fisher * part.fisher
 
 
-ITERATIONS = 20
-"""Of the power iteration for :attr:`System.expansion`."""
+ITERATIONS = 10
+"""Steps of Arnoldi's method for :attr:`System.expansion`."""
 
 
 class System:
@@ -235,18 +235,31 @@ class System:
 
     @cached_property
     def expansion(self) -> float:
-        """By how much one round of all models at once multiplies what it multiplies most; power iteration from two seeded starts."""
+        """By how much one round of all models at once multiplies what it multiplies most: the largest Ritz value in absolute size
+        after a few of Arnoldi's steps from a seeded start.
+        """
         generator = torch.Generator().manual_seed(0)
-        x = [torch.randn(size, 2, generator=generator, dtype=torch.float64) for size in self.sizes]
-        factor = 0.0
-        for _ in range(ITERATIONS):
-            y = [v + self.respond(i, -self.curvature(i, v) - self.coupling(i, x), 0) for i, v in enumerate(x)]
-            before, after = (torch.stack([v.square().sum(0) for v in z]).sum(0).sqrt() for z in (x, y))
-            factor = float((after / before).max())
-            if not math.isfinite(factor) or factor == 0:
+        start = torch.randn(sum(self.sizes), 1, generator=generator, dtype=torch.float64)
+        most = min(ITERATIONS, len(start))
+        basis = torch.zeros(most + 1, len(start), dtype=torch.float64)
+        basis[0] = start[:, 0] / start.norm()
+        ritz = torch.zeros(most + 1, most, dtype=torch.float64)
+        for k in range(most):
+            x = list(basis[k][:, None].split(self.sizes))
+            y = torch.cat(
+                [v + self.respond(i, -self.curvature(i, v) - self.coupling(i, x), 0) for i, v in enumerate(x)]
+            )[:, 0]
+            for _ in range(2):
+                part = basis[: k + 1] @ y
+                y, ritz[: k + 1, k] = y - part @ basis[: k + 1], ritz[: k + 1, k] + part
+            size = float(y.norm())
+            if not math.isfinite(size):
+                return math.inf
+            if size <= 1e-12 * float(ritz[: k + 1, k].norm()):
+                most = k + 1
                 break
-            x = [v / after for v in y]
-        return factor
+            ritz[k + 1, k], basis[k + 1] = size, y / size
+        return float(torch.linalg.eigvals(ritz[:most, :most]).abs().max())
 
     def spectrum(self, i: int) -> Tensor:
         """(r_i,) eigenvalues of H_i."""

@@ -12,7 +12,7 @@ in its size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ from torch import Tensor
 from crossfeed.describe.schema import Curated, Ecosystem, Source, source_names
 from crossfeed.errors import SettingError
 from crossfeed.estimate.draws import Rule, SourceDraw, marginal
-from crossfeed.estimate.estimator import Estimate, directions_of
-from crossfeed.estimate.influence import Answer, cluster_effects, solve, standard_errors
+from crossfeed.estimate.estimator import Estimate, directions_of, occurring
+from crossfeed.estimate.influence import Answer, cluster_effects, solve, solve_legs, standard_errors
+from crossfeed.estimate.legs import Leg
 from crossfeed.estimate.picks import pick_candidates, pick_probabilities, pick_rewards
 from crossfeed.estimate.system import System, moments
 from crossfeed.record.spec_copy import comparable
@@ -56,34 +57,51 @@ def what_if(estimate: Estimate, changed: Ecosystem) -> WhatIf:
     Raises:
         SettingError: something else differs, or the bank lacks rewards or candidates for the new rule; says what to do.
     """
-    bank, answer, horizon = estimate.bank, estimate.answer, estimate.horizon
     nodes = changed_sources(estimate.eco, changed)
-    rules = [
-        new_rule(rows.draw, before, after, changed) for rows, (before, after) in zip(bank.sources, nodes, strict=True)
-    ]
-    found = [
-        part if rule is None else moments(rows, rule=rule)
-        for rows, part, rule in zip(bank.sources, answer.system.found, rules, strict=True)
-    ]
     mixture = [after.weight for _, after in nodes]
-    pushes = [torch.zeros(size, 1, dtype=torch.float64) for size in answer.system.sizes]
-    for s, rows in enumerate(bank.sources):
-        old = answer.system.mixture[s] * answer.system.found[s].mean
-        pushes[rows.consumer][:, 0] -= mixture[s] * found[s].mean - old
-    now = solve(bank, horizon, [{}], system=answer.system, pushes=pushes)
-    then = System(bank, found, horizon.steps, horizon.ridge, mixture, horizon.fisher)
-    after = solve(bank, horizon, [{}], system=then, pushes=pushes)
-    effects = _effects(estimate, now, mixture, rules)
-    occur = int((estimate.effects.abs().sum((1, 2)) > 0).sum())
-    matrix = solve(bank, horizon, directions_of(changed, bank.draws, estimate.paths), system=then).matrix
-    change = (now.matrix + after.matrix)[:, 0] / 2
-    return WhatIf(change, standard_errors(effects, occur)[:, 0], now.matrix[:, 0], matrix)
+    then, pushes, ruled = [], [], []
+    for leg, answer in zip(estimate.legs, estimate.answers, strict=True):
+        rows_of, system = leg.bank.sources, answer.system
+        rules = [
+            new_rule(rows.draw, before, after, changed) for rows, (before, after) in zip(rows_of, nodes, strict=True)
+        ]
+        found = [
+            part if rule is None else moments(rows, rule=rule)
+            for rows, part, rule in zip(rows_of, system.found, rules, strict=True)
+        ]
+        push = [torch.zeros(size, 1, dtype=torch.float64) for size in system.sizes]
+        for s, rows in enumerate(rows_of):
+            push[rows.consumer][:, 0] -= mixture[s] * found[s].mean - system.mixture[s] * system.found[s].mean
+        steps, fixed = leg.horizon.steps, leg.horizon.ridge
+        then.append(replace(leg, system=System(leg.bank, found, steps, fixed, mixture, leg.horizon.fisher)))
+        pushes.append(push)
+        ruled.append(rules)
+    now, after = _solved(estimate.legs, pushes), _solved(then, pushes)
+    effects = sum(
+        (
+            _effects(leg, answer, len(estimate.effects), mixture, rules)
+            for leg, answer, rules in zip(estimate.legs, now, ruled, strict=True)
+        ),
+        torch.zeros(()),
+    )
+    directions = directions_of(changed, estimate.bank.draws, estimate.paths)
+    matrix = _solved(then, [leg.system.pushes(directions) for leg in then])[-1].matrix
+    first, change = now[-1].matrix[:, 0], (now[-1].matrix + after[-1].matrix)[:, 0] / 2
+    return WhatIf(change, standard_errors(effects, occurring(estimate.effects))[:, 0], first, matrix)
 
 
-def _effects(estimate: Estimate, now: Answer, mixture: Sequence[float], rules: Sequence[Rule | None]) -> Tensor:
-    """(clusters, E, 1) derivative of ⟨∇J, x⟩ by the weight of every cluster."""
-    bank = estimate.bank
-    out = cluster_effects(bank, now, [{}], len(estimate.effects))
+def _solved(legs: Sequence[Leg], pushes: Sequence[list[Tensor]]) -> list[Answer]:
+    """By legs, or at the stable point."""
+    one = legs[0]
+    if one.horizon.rounds is None:
+        return [solve(one.bank, one.horizon, [{}], system=one.system, pushes=pushes[0])]
+    return solve_legs(legs, pushes)
+
+
+def _effects(leg: Leg, now: Answer, num: int, mixture: Sequence[float], rules: Sequence[Rule | None]) -> Tensor:
+    """(clusters, E, 1) derivative of ⟨∇J, x⟩ by the weight of every cluster, as far as it is this leg's."""
+    bank = leg.bank
+    out = cluster_effects(bank, now, [{}], num)
     for s, (rows, rule) in enumerate(zip(bank.sources, rules, strict=True)):
         pulled = (rows.loss @ now.weight[rows.consumer].to(rows.loss.dtype)).double()
         clusters = rows.draw.clusters.repeat_interleave(rows.draw.candidates)
