@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from scipy.stats import t as student
 
-from benchmarks.prediction.ecosystems import HELD_OUT, NUM, ROUNDS, ecosystem
+from benchmarks.prediction.ecosystems import HELD_OUT, NUM, ROUNDS, ecosystem, kind_of
 from benchmarks.prediction.truth import settle, settled
 from crossfeed.estimate.audit import audit_networks
 from crossfeed.estimate.influence import outcomes
 
-METHODS = ("estimate", "isolated", "raw alignment", "one round")
+METHODS = ("estimate", "from the start", "isolated", "raw alignment", "one round")
 
 
 def measured(truth: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -41,19 +41,24 @@ def predicted(truth: dict[str, Any], folder: Path, seed: int) -> dict[str, Any]:
     start = time.process_time()
     audit = audit_networks(eco, rounds=ROUNDS, seed=seed, device="cpu")
     seconds = time.process_time() - start
-    answer = audit.estimate.answer
-    assert answer.path is not None
-    goals = outcomes(audit.bank, answer.judged, answer.system.sizes)
-    first = sum((g.T @ x for g, x in zip(goals, answer.path.after_rounds[1], strict=True)), torch.zeros(()))
+    now = audit_networks(
+        eco, rounds=ROUNDS, seed=seed, device="cpu", look_ahead=False
+    ).estimate  # baselines, at no cost of ours
+    assert now.answer.path is not None
+    goals = outcomes(now.bank, now.answer.judged, now.answer.system.sizes)
+    first = sum((g.T @ x for g, x in zip(goals, now.answer.path.after_rounds[1], strict=True)), torch.zeros(()))
     return {
-        "estimate": answer.matrix.tolist(),
+        "estimate": audit.findings.matrix.tolist(),
         "errors": (audit.half_width / 1.959964).tolist(),
-        "isolated": answer.isolated.tolist(),
-        "raw alignment": answer.push.tolist(),
+        "sampling errors": audit.findings.errors.tolist(),
+        "isolated": audit.findings.isolated.tolist(),
+        "raw alignment": now.answer.push.tolist(),
         "one round": (first * ROUNDS).tolist(),
+        "from the start": now.answer.matrix.tolist(),
         "verdicts": audit.verdicts(),
         "warnings": [check.name for check in audit.checks if check.result != "passed"],
-        "fisher": audit.estimate.horizon.fisher,
+        "fisher": [leg.horizon.fisher for leg in audit.estimate.legs],
+        "course": audit.course.alignment[-1].tolist(),
         "seconds": seconds,
         "stages": audit.seconds,
     }
@@ -127,12 +132,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", default="sgd,adamw,language", help="which ecosystems, by commas")
     parser.add_argument("--development", action="store_true", help="leave the held-out ecosystems alone")
     args = parser.parse_args()
     rows = []
     for number in range(NUM):
         file = args.folder / f"truth-{number:02d}.json"
-        if not file.exists() or (args.development and number in HELD_OUT):
+        if (
+            not file.exists()
+            or (args.development and number in HELD_OUT)
+            or kind_of(number) not in args.kinds.split(",")
+        ):
             continue
         truth = json.loads(file.read_text())
         rows.append({"truth": truth, "found": predicted(truth, args.folder, args.seed)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from crossfeed.describe.schema import Ecosystem
 from crossfeed.errors import SettingError
 from crossfeed.estimate.audited import Audited, Findings, Groups, Judgement, Progress, Seen, Stages, Work, mean_reward
 from crossfeed.estimate.bank import LIMIT, Bank, build_bank
-from crossfeed.estimate.base import Differentiable
+from crossfeed.estimate.base import Differentiable, ExactCurvature
 from crossfeed.estimate.checks import all_checks, effective
 from crossfeed.estimate.draws import Draws, EvaluationDraw
 from crossfeed.estimate.estimator import Estimate, estimate_legs, prepare
@@ -88,8 +89,8 @@ def audit_networks(
         size: How many samples at each place; None: :func:`default_size`.
         seed: Of all draws; None: the spec's.
         device: As for running.
-        look_ahead: Take gradients along the course that the models are predicted to take, in :data:`PLACES` places (matrix-free, and
-            with a projection, in its middle); else where they are now.
+        look_ahead: Take gradients along the course that the models are predicted to take, in :data:`PLACES` places, if their parameters
+            are not more than ``limit`` (matrix-free: in its middle); else where they are now.
         limit: Models with more parameters are kept in their samples' span.
         projection: Or in so many random coordinates, where they have more parameters than that.
         spill: Folder for gradients that do not fit into memory; None: that of temporary files.
@@ -122,10 +123,10 @@ def audit_networks(
     look_ahead = look_ahead and not recorded
     keeping = {"limit": limit, "projection": projection, "spill": spill, "memory": memory}
     work = _Work(eco, point, models, seed, keeping, recorded, clock)
-    at = places(rounds, PLACES) if look_ahead and rounds > 1 else [0]
-    if projection is not None and len(at) > 1:  # its coordinates hold one place's states only
-        at = [0, rounds // 2]
+    moving = look_ahead and all(_plain(model, keeping) for model in models.values())
+    at = places(rounds, PLACES) if moving else [0]
     ends = borders(at, rounds)
+    reach = max(stop - first for first, stop in pairwise(ends))
     legs: list[Leg] = []
     centres: list[dict[str, Tensor]] = []
     seen: list[list[EvaluationDraw]] = []
@@ -134,19 +135,13 @@ def audit_networks(
         with clock.stage("solving"):
             centres.append(position(legs, centres, place) if k else {})
         with shifted(point.networks, centres[-1]):
-            bank, answers = work.bank(size if last else size.on_the_way, k, last or projection is not None)
+            bank, answers = work.bank(size if last else size.on_the_way, k, last)
         seen.append(answers)
         with clock.stage("solving"):
-            horizon, system = prepare(eco, bank, rounds=rounds, first_round=point.round + 1)
+            horizon, system = prepare(eco, bank, rounds=rounds, first_round=point.round + 1, reach=reach)
             legs.append(Leg(bank, horizon, system, ends[k], ends[k + 1]))
     with clock.stage("solving"):
-        rougher: Tensor | None = None
-        if projection is not None and len(legs) > 1:
-            first, last_leg = (replace(leg, first=0, stop=rounds) for leg in legs)
-            rougher, legs = estimate_legs(eco, [first]).answer.matrix, [last_leg]
         found = estimate_legs(eco, legs)
-        if len(legs) > 1:
-            rougher = _rougher(found)
         values = [[mean_reward(draw.rewards, draw.clusters) for draw in answers] for answers in seen]
         if len(at) > 1:
             ahead = between(
@@ -166,12 +161,18 @@ def audit_networks(
         confidence=eco.audit.confidence,
         now=values[0],
         seed=seed,
-        rougher=rougher,
+        rougher=_rougher(found) if len(legs) > 1 else None,
         solver="gradient bank",
         estimate=found,
         course=ahead,
         places=at,
     )
+
+
+def _plain(model: Differentiable, keeping: Mapping[str, Any]) -> bool:
+    """Whether a model's coordinates are its parameters: gradients of n samples cannot tell a course in more dimensions than n."""
+    num = sum(value.numel() for value in model.parameters().values())
+    return isinstance(model, ExactCurvature) or num <= keeping["limit"]
 
 
 def _rougher(found: Estimate) -> Tensor:
@@ -190,7 +191,7 @@ def default_size(point: Point, route: Route) -> Size:
     """Samples of an audit that is not told how many."""
     if route.solver == "matrix-free":
         return FREE_SIZE
-    return Size(400, 1000) if point.world.medium == "text" else Size()
+    return Size(1000, 1000) if point.world.medium == "text" else Size()
 
 
 def _findings(found: Estimate, ahead: Course) -> Findings:

@@ -8,6 +8,7 @@ What does not fit into memory is in files (:mod:`crossfeed.estimate.spill`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ LIMIT = 3000
 """Models with more parameters are kept in their samples' span."""
 CURVATURE = 4000
 """Most outputs whose curvature is worked out, of those that a model is trained on from one producer."""
+COPIES = 4
+"""Directions in which the curvature of one text is worked out, where it stands so often."""
 HELD = 1 << 28
 """Bytes of gradients that are gone through at once."""
 
@@ -225,6 +228,56 @@ def mirrors(model: Differentiable, draw: SourceDraw) -> bool:
     return own and model.loss_is_score and draw.temperature == 1 and not isinstance(model, ExactCurvature)
 
 
+@dataclass(frozen=True, eq=False)
+class _Different:
+    """Which of some samples differ; None where all do.
+
+    Attributes:
+        first: (m,) the first of each kind.
+        kind: (n,) the kind of each sample.
+    """
+
+    first: Tensor | None = None
+    kind: Tensor | None = None
+
+    def every(self, rows: Tensor) -> Tensor:
+        """Rows of kinds (m, r) as rows of samples (n, r)."""
+        return rows if self.kind is None else rows[self.kind]
+
+    def summed(self, shares: Tensor) -> Tensor:
+        """Shares of samples (n,) as shares of kinds (m,)."""
+        if self.kind is None or self.first is None:
+            return shares
+        return torch.zeros(len(self.first), dtype=shares.dtype).index_add(0, self.kind, shares)
+
+
+def _different(prompts: Tensor, outputs: Any, copies: int = 1) -> _Different:
+    """Texts that stand several times for the same prompt have the same likelihood, whose gradients need no second pass.
+
+    Args:
+        prompts: (n,).
+        outputs: n outputs.
+        copies: Most of one kind that count as different, where something random is worked out of each.
+    """
+    if not isinstance(outputs, list):
+        return _Different()
+    kinds: dict[tuple[int, Any, int], int] = {}
+    seen: Counter[tuple[int, Any]] = Counter()
+    numbers = []
+    for pair in zip(prompts.tolist(), outputs, strict=True):
+        numbers.append(kinds.setdefault((*pair, seen[pair] % copies), len(kinds)))
+        seen[pair] += 1
+    kind = torch.tensor(numbers)
+    if len(kinds) == len(kind):
+        return _Different()
+    first = torch.full((len(kinds),), len(kind)).scatter_reduce(0, kind, torch.arange(len(kind)), "amin")
+    return _Different(first, kind)
+
+
+def _of(prompts: Tensor, outputs: Any, some: Tensor | None) -> tuple[Tensor, Any]:
+    return (prompts, outputs) if some is None else (prompts[some], take(outputs, some))
+
+
 class _Rows:
     """Gradients of one model on the samples it has to do with, in its coordinates; the same outputs are gone through once."""
 
@@ -265,22 +318,25 @@ class _Rows:
             self._check_any(rows)
             return self.basis
         self.large = sum(p.numel() for p in self.parameters.values()) > limit
-        raw = {key: self._stored(*self._loss_of(draw)) for key, draw in unique.items()}
+        apart = {key: _different(draw.all_prompts, draw.outputs) for key, draw in unique.items()}
+        raw = {key: self._stored(*self._loss_of(draw, apart[key].first)) for key, draw in unique.items()}
         self._check_any(list(raw.values()))
         if training is not None:
             for key, rows_ in raw.items():
-                for part, share in zip(*(t.split(_at_once(rows_)) for t in (rows_, shares[key])), strict=True):
+                chance = apart[key].summed(shares[key])
+                for part, share in zip(*(t.split(_at_once(rows_)) for t in (rows_, chance)), strict=True):
                     found.add(part, share)
         self.basis = coordinates(list(raw.values()), found.scale(), limit)
         for key, draw in unique.items():
-            self._keep(("loss", key), draw.outputs, self._turned(raw[key]))
+            self._keep(("loss", key), draw.outputs, apart[key].every(self._turned(raw[key])))
         return self.basis
 
     def loss(self, draw: SourceDraw) -> Tensor:
         """(n·K, r) ∇ℓ of a source's candidates."""
         key = ("loss", id(draw.outputs))
         if key not in self.known:
-            self._keep(key, draw.outputs, self._stored(*self._loss_of(draw)))
+            apart = _different(draw.all_prompts, draw.outputs)
+            self._keep(key, draw.outputs, apart.every(self._stored(*self._loss_of(draw, apart.first))))
         return self.known[key]
 
     def score(self, draw: SourceDraw) -> Tensor:
@@ -293,8 +349,11 @@ class _Rows:
         some, key = some_candidates(draw, most, self.seed), ("curvature", id(draw.outputs))
         if key not in self.known:
             own = torch.Generator(self.model.device).manual_seed(self.seed)
-            batch = self.model.curvature_batch(draw.all_prompts[some], take(draw.outputs, some), own)
-            self._keep(key, draw.outputs, self._stored(self.model.curvature_terms, batch, f"curvature on {draw.name}"))
+            prompts, outputs = _of(draw.all_prompts, draw.outputs, some)
+            apart = _different(prompts, outputs, COPIES)
+            batch = self.model.curvature_batch(*_of(prompts, outputs, apart.first), own)
+            rows = self._stored(self.model.curvature_terms, batch, f"curvature on {draw.name}")
+            self._keep(key, draw.outputs, apart.every(rows))
         return self.known[key], some
 
     def hessian(self, model: ExactCurvature, draw: SourceDraw) -> Callable[[Tensor], Tensor]:
@@ -313,20 +372,21 @@ class _Rows:
                 known = self.known["loss", id(outputs)]
                 found = torch.neg(known, out=self._empty(*known.shape, dtype=known.dtype))
             else:
-                batch = self.model.score_batch(prompts, outputs)
-                found = self._stored(
-                    lambda p, b: self.model.log_probs(p, b, temperature), batch, f"log-likelihoods on {name}"
+                apart = _different(prompts, outputs)
+                batch = self.model.score_batch(*_of(prompts, outputs, apart.first))
+                found = apart.every(
+                    self._stored(
+                        lambda p, b: self.model.log_probs(p, b, temperature), batch, f"log-likelihoods on {name}"
+                    )
                 )
             self._keep(key, outputs, found)
         return self.known[key]
 
-    def _loss_of(self, draw: SourceDraw) -> tuple[Fn, Batch, str]:
+    def _loss_of(self, draw: SourceDraw, some: Tensor | None = None) -> tuple[Fn, Batch, str]:
+        """Of all candidates, or of some."""
         generator = torch.Generator(self.model.device).manual_seed(self.seed)
-        return (
-            self.model.losses,
-            self.model.loss_batch(draw.all_prompts, draw.outputs, generator),
-            f"losses on {draw.name}",
-        )
+        prompts, outputs = _of(draw.all_prompts, draw.outputs, some)
+        return self.model.losses, self.model.loss_batch(prompts, outputs, generator), f"losses on {draw.name}"
 
     def _combine(self, own: list[SourceDraw]) -> Callable[[Tensor], Tensor]:
         """Weights of these sources' samples, one source after the other, to Σ w ∇ℓ where the parameters are now."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from crossfeed.errors import CheckFailedError
 from crossfeed.estimate.bank import Bank, SourceRows
 from crossfeed.estimate.draws import EvaluationDraw, SourceDraw
+from crossfeed.estimate.estimator import most_expansion
 from crossfeed.estimate.influence import Answer
 from crossfeed.estimate.legs import Leg
 from crossfeed.estimate.lookahead import Course
@@ -56,8 +57,7 @@ def all_checks(legs: Sequence[Leg], answers: Sequence[Answer], course: Course | 
     if legs[0].horizon.rounds is not None:
         both = list(zip(legs, answers, strict=True))
         found.append(stability(both))
-        worst = max((answer.system for answer in answers), key=lambda system: system.expansion)
-        found.append(of_expansion(worst.expansion, max(answer.system.fisher for answer in answers)))
+        found.append(of_expansion(*_expanding(both)))
         found.append(ridge(sum((ridge_effect(leg, answer) for leg, answer in both), torch.zeros(())), errors))
         found.append(clipping(legs))
     if course is not None:
@@ -242,12 +242,25 @@ def of_stability(beyond: Sequence[str]) -> Check:
     return Check("step size", "passed", "Learning rates are below the edge of stability everywhere.")
 
 
-def of_expansion(factor: float, share: float) -> Check:
-    """The same from the factor and the share of the empirical Fisher matrix."""
+def _expanding(legs: Sequence[tuple[Leg, Answer]]) -> tuple[float, float, float]:
+    """Of all legs, the largest expansion, how much there may be, and the largest share of the empirical Fisher matrix."""
+    share = max(answer.system.fisher for _, answer in legs)
+    reach = max(leg.stop - leg.first for leg, _ in legs)
+    return max(answer.system.expansion for _, answer in legs), most_expansion(reach), share
+
+
+def of_expansion(factor: float, most: float, share: float) -> Check:
+    """The linearised loop does not explode: a round multiplies no change by much more than what is allowed.
+
+    Args:
+        factor: By how much it does.
+        most: By how much it may (:func:`crossfeed.estimate.estimator.most_expansion`).
+        share: Of the empirical Fisher matrix.
+    """
     mixed = (
         f" {100 * share:.0f} % of the empirical Fisher matrix were mixed into the curvature for it." if share else ""
     )
-    if factor > 1.15:
+    if factor > most + 0.05:
         return Check(
             "expansion",
             "warning",

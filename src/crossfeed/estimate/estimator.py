@@ -23,7 +23,18 @@ from crossfeed.estimate.steps import Steps, clip_factor
 from crossfeed.estimate.system import Moments, System, moments
 
 SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
-EXPANSION = 1.1
+GROWTH = 3.0
+"""Most that anything may be multiplied by while the same blocks serve."""
+
+
+def most_expansion(rounds: int) -> float:
+    """Most that one round may multiply anything by, where its blocks are followed for so many rounds.
+
+    Example:
+        >>> [round(most_expansion(rounds), 2) for rounds in (1, 4, 12)]
+        [3.0, 1.32, 1.1]
+    """
+    return float(GROWTH ** (1 / max(1, rounds)))
 
 
 def rounds_ahead(eco: Ecosystem, rounds: int, first: int = 1) -> Rounds:
@@ -207,8 +218,9 @@ def prepare(
     ridge: float | Sequence[float] = 1e-4,
     fisher: float | None = None,
     first_round: int = 1,
+    reach: int | None = None,
 ) -> tuple[Horizon, System]:
-    """The horizon and the blocks at equal weights; arguments as for :func:`estimate`."""
+    """The horizon and the blocks at equal weights; arguments as for :func:`estimate`; the blocks serve ``reach`` rounds (None: all)."""
     found = [moments(rows) for rows in bank.sources]
     shares = [ridge] * len(bank.models) if isinstance(ridge, float) else list(ridge)
     kinds = [eco.models[name] for name in bank.names]
@@ -222,24 +234,24 @@ def prepare(
         return horizon, System(bank, found, own, ridges, fisher=horizon.fisher)
     horizon = Horizon(rounds_ahead(eco, rounds, first_round), training_steps(eco, bank, found, first_round), ridges)
     system = (
-        not_expanding(bank, horizon, found)
+        not_expanding(bank, horizon, found, most_expansion(reach or rounds))
         if fisher is None
         else System(bank, found, horizon.steps, ridges, fisher=fisher)
     )
     return replace(horizon, fisher=system.fisher), system
 
 
-def not_expanding(bank: Bank, horizon: Horizon, found: Sequence[Moments]) -> System:
+def not_expanding(bank: Bank, horizon: Horizon, found: Sequence[Moments], most: float) -> System:
     """The blocks with the smallest share of the empirical Fisher matrix at which the linearised loop does not expand.
 
     The Gauss–Newton matrix is the better curvature, but single outliers can push in directions in which it is small, so that from finitely
     many samples the loop seems to explode. In the empirical Fisher matrix of the very samples that push, every push has its
-    curvature. So it is mixed in, by as little of :data:`SHARES` as keeps a round from multiplying anything by more than
-    :data:`EXPANSION`; ours.
+    curvature. So it is mixed in, by as little of :data:`SHARES` as keeps a round from multiplying anything by more than ``most``
+    (:func:`most_expansion`); ours.
     """
     for share in SHARES:
         system = System(bank, found, horizon.steps, horizon.ridge, fisher=share)
-        if all(part.work_out_fisher is None for part in found) or system.expansion <= EXPANSION:
+        if all(part.work_out_fisher is None for part in found) or system.expansion <= most:
             break
     return system
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from crossfeed.describe.schema import Ecosystem
 from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.draws import Draws
-from crossfeed.estimate.estimator import EXPANSION, SHARES, directions_of, rounds_ahead
+from crossfeed.estimate.estimator import SHARES, directions_of, most_expansion, rounds_ahead
 from crossfeed.estimate.free_influence import Outcomes
 from crossfeed.estimate.horizon import LinearLoop, Rounds, follow
 from crossfeed.estimate.matrix_free import MatrixFree, Solver
@@ -298,7 +298,7 @@ def fisher_share(plan: Plan, loop: MatrixFree) -> float:
         grown = Grown()
         for _, x in follow(loop, plan.rounds[:TRIED], column):
             grown.add(x)
-        if grown.factor <= EXPANSION:
+        if grown.factor <= most_expansion(len(plan.rounds)):
             return share
     share = 0.0 if plan.pathwise else shares[-1]
     loop.take_over(share)

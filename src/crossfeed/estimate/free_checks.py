@@ -24,6 +24,7 @@ from crossfeed.estimate.checks import (
 from crossfeed.estimate.couplings import made_of
 from crossfeed.estimate.derivatives import sampler_tangent, unflatten
 from crossfeed.estimate.draws import Draws
+from crossfeed.estimate.estimator import most_expansion
 from crossfeed.estimate.free_batches import Plan
 from crossfeed.estimate.matrix_free import MatrixFree
 from crossfeed.networks.base import Outputs
@@ -177,7 +178,7 @@ def all_checks(
     over = [(name, max((v for v in values if v is not None), default=None)) for name, values in pairs]
     out.append(of_stability([f"{name} (ηλ = {value:.2g})" for name, value in over if value is not None]))
     one = Check("expansion", "passed", "With one round ahead nothing can grow from round to round.")
-    out.append(of_expansion(grown, fisher) if len(plan.rounds) > 1 else one)
+    out.append(of_expansion(grown, most_expansion(len(plan.rounds)), fisher) if len(plan.rounds) > 1 else one)
     shortened = zip(plan.models, facts[0].shorten, strict=True)
     out.append(of_clipping([f"{name} (× {value:.2g})" for name, value in shortened if value < 0.5]))
     dropout = _dropout(plan)

@@ -63,13 +63,7 @@ def course(bank: Bank, system: System, horizon: Horizon) -> Course:
 
 
 def between(places: Sequence[int], rounds: int, values: Tensor) -> Course:
-    """The course of alignments (K, E) measured on models moved to where they are predicted to be after these rounds: straight lines.
-
-    Where the last place is not the end, the last line goes on.
-    """
-    if places[-1] < rounds:
-        slope = (values[-1] - values[-2]) / (places[-1] - places[-2])
-        places, values = [*places, rounds], torch.cat([values, (values[-1] + slope * (rounds - places[-1]))[None]])
+    """The course of alignments (K, E) measured on models moved to where they are predicted to be after these rounds: straight lines."""
     columns = [np.interp(range(rounds + 1), places, column) for column in (values - values[0]).T.tolist()]
     return Course(torch.tensor(np.array(columns)).T.reshape(rounds + 1, -1))
 

@@ -23,7 +23,7 @@ SHARE = 3.0
 SKETCH = 64
 FLOOR = 1e-3
 """Of the mean eigenvalue of H, added to it."""
-ENOUGH = 2
+ENOUGH = 4
 """Rows of the curvature for every coordinate, from all sources together, from which H is worked out; more are left out."""
 
 
