@@ -22,7 +22,7 @@ from crossfeed.estimate.draws import Draws, EvaluationDraw
 from crossfeed.estimate.estimator import Estimate, estimate_legs, prepare
 from crossfeed.estimate.free_audit import FREE_SIZE, FreeAudit, audit_free
 from crossfeed.estimate.influence import outcomes
-from crossfeed.estimate.legs import Leg, back, borders, places, travel
+from crossfeed.estimate.legs import Leg, borders, over, places, travel
 from crossfeed.estimate.lookahead import Course, between, course, position, shifted
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
@@ -247,7 +247,7 @@ def _unfolding(found: Estimate) -> list[Tensor]:
         states = path.after_rounds[1:] if k else path.after_rounds
         out[:0] = [torch.stack([g.T @ x for g, x in zip(goals, state, strict=True)]).sum(0) for state in states]
         if k:
-            goals = back(found.legs[k - 1].bank, found.legs[k].bank, goals)
+            goals = over(found.legs[k - 1].bank, found.legs[k].bank, goals)
     return out
 
 

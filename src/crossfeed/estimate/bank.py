@@ -21,7 +21,7 @@ from crossfeed.describe.network_nodes import Training
 from crossfeed.errors import CheckFailedError, SettingError
 from crossfeed.estimate.base import Batch, Differentiable, ExactCurvature
 from crossfeed.estimate.coordinates import Coordinates, coordinates
-from crossfeed.estimate.derivatives import Fn, flatten, in_order, indexed_rows, weighted_gradient
+from crossfeed.estimate.derivatives import Fn, flatten, in_order, indexed_rows
 from crossfeed.estimate.draws import Draws, EvaluationDraw, SourceDraw, some_candidates
 from crossfeed.estimate.projection import PLACES, Projection
 from crossfeed.estimate.spill import Room
@@ -312,10 +312,7 @@ class _Rows:
                         found.add(part.cpu(), shares[key][index])
             scale = found.scale()
             self.basis = Coordinates(scale, None, [], projection.size, projection)
-            rows = [self.loss(draw) for draw in unique.values()]
-            combine = self._combine(list(unique.values()))
-            self.basis = Coordinates(scale, None, rows, projection.size, projection, combine)
-            self._check_any(rows)
+            self._check_any([self.loss(draw) for draw in unique.values()])
             return self.basis
         self.large = sum(p.numel() for p in self.parameters.values()) > limit
         apart = {key: _different(draw.all_prompts, draw.outputs) for key, draw in unique.items()}
@@ -387,20 +384,6 @@ class _Rows:
         generator = torch.Generator(self.model.device).manual_seed(self.seed)
         prompts, outputs = _of(draw.all_prompts, draw.outputs, some)
         return self.model.losses, self.model.loss_batch(prompts, outputs, generator), f"losses on {draw.name}"
-
-    def _combine(self, own: list[SourceDraw]) -> Callable[[Tensor], Tensor]:
-        """Weights of these sources' samples, one source after the other, to Σ w ∇ℓ where the parameters are now."""
-        here = {name: value.clone() for name, value in self.parameters.items()}
-
-        def combine(weights: Tensor) -> Tensor:
-            split = getattr(self.model, "chunks", in_order)
-            total = torch.zeros(())
-            for draw, part in zip(own, weights.split([len(draw.outputs) for draw in own]), strict=True):
-                fn, batch, _ = self._loss_of(draw)
-                total = total + weighted_gradient(fn, here, batch, part, self.model.chunk, split).cpu()
-            return total
-
-        return combine
 
     def _check_any(self, rows: list[Tensor]) -> None:
         if not any(bool((part != 0).any()) for whole in rows for part in whole.split(_at_once(whole))):

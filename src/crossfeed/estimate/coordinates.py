@@ -7,15 +7,14 @@ V a = Λ^(−1/2) Uᵀ Φ a: inner products with anything in the span are exact,
 dual, or Woodbury, form). Rows may be in files: no more than a block of their columns is in memory at a time.
 
 A random projection P (m, d) (:mod:`crossfeed.estimate.projection`) keeps inner products in the mean only, but needs no row but the one at
-hand. Its coordinates are those of models that are trained along the rows of P alone. The way back is not Pᵀ x, which is √(d/m) times as
-long as what x stands for, nearly all of it noise: x = P Φᵀ w is solved for the weights w of the model's own samples, and Φᵀ w is
-one weighted gradient over them.
+hand. Its coordinates are those of models that are trained along the rows of P alone. There is no way back to the parameters: Pᵀ x is
+√(d/m) times as long as what x stands for, nearly all of it noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,10 +34,9 @@ class Coordinates:
     Attributes:
         scale: (d,) the optimiser's scale of every parameter; None for 1.
         basis: (r, n) Λ^(−1/2) Uᵀ; None: the parameters are the coordinates, or a projection of them.
-        rows: Φ, whose rows (scaled) span; with a projection P Φᵀ, transposed; empty with the parameters themselves.
+        rows: Φ, whose rows (scaled) span; empty otherwise.
         size: r.
         projection: P; None: there is none.
-        combine: With a projection, weights (n,) of ``rows`` to Σ w_n ∇ℓ_n (d,).
     """
 
     scale: Tensor | None
@@ -46,7 +44,6 @@ class Coordinates:
     rows: Sequence[Tensor]
     size: int
     projection: Projection | None = None
-    combine: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     @property
     def plain(self) -> bool:
@@ -73,34 +70,13 @@ class Coordinates:
         return self._turn(theta.cpu()[None], -1)[0]
 
     def to_parameters(self, x: Tensor) -> Tensor:
-        """(r,) to the change of θ (d,) that it stands for; with a projection, the closest one that the model's samples could have made."""
-        if self.projection is not None:
-            return self._way_back(x)
+        """(r,) to the change of θ (d,) that it stands for; not with a projection."""
+        assert self.projection is None
         if self.basis is None:
             return x.float() if self.scale is None else x.float() * self.scale
         weights = (self.basis.T @ x.double()).float()
         sizes = [len(row) for row in self.rows]
         out = sum((w @ row.float() for w, row in zip(weights.split(sizes), self.rows, strict=True)), torch.zeros(()))
-        return out if self.scale is None else out * self.scale.square()
-
-    def to_gradients(self, y: Tensor) -> Tensor:
-        """(r,) how something answers to the coordinates, to how it answers to θ (d,); without a projection the transpose of
-        :meth:`of_parameters`.
-        """
-        out = self.to_parameters(y)
-        return out if self.scale is None else out / self.scale.square()
-
-    def _way_back(self, x: Tensor) -> Tensor:
-        assert self.combine is not None
-        own = torch.cat(list(self.rows)).double()
-        values, vectors = torch.linalg.eigh(own @ own.T if len(own) <= self.size else own.T @ own)
-        inverse = torch.where(values > _RANK * values[-1], 1 / values, 0)
-
-        def solved(b: Tensor) -> Tensor:
-            return vectors @ (inverse * (vectors.T @ b))
-
-        weights = solved(own @ x.double()) if len(own) <= self.size else own @ solved(x.double())
-        out = self.combine(weights).float().cpu()
         return out if self.scale is None else out * self.scale.square()
 
     def _turn(self, values: Tensor, power: int) -> Tensor:
@@ -112,24 +88,18 @@ class Coordinates:
         return (products.double() @ self.basis.T).to(products.dtype)
 
 
-def hand_over(left: Coordinates, right: Coordinates, x: Tensor) -> Tensor:
-    """Changes of parameters (r, c) in other coordinates (r′, c), as far as these have them."""
-    if left is right:
-        return x
-    if left.plain and right.plain:
-        return x if left.scale is None or right.scale is None else x * (left.scale / right.scale).to(x)[:, None]
-    columns = [right.of_parameters(left.to_parameters(column).to(x)).to(x) for column in x.T]
-    return torch.stack(columns, 1) if columns else x.new_zeros(right.size, 0)
+def units(left: Coordinates, right: Coordinates) -> Tensor | None:
+    """(d, 1) that changes of parameters are multiplied by where the optimiser's units change, and adjoints on the way back; None for 1.
 
-
-def hand_back(left: Coordinates, right: Coordinates, y: Tensor) -> Tensor:
-    """How outcomes answer to coordinates on the right (r′, e), to how they answer to those on the left (r, e): the transpose."""
+    Both are the parameters themselves, each in its unit, or one and the same.
+    """
     if left is right:
-        return y
-    if left.plain and right.plain:
-        return y if left.scale is None or right.scale is None else y * (left.scale / right.scale).to(y)[:, None]
-    columns = [left.of_gradients(right.to_gradients(column)[None].to(y))[0].to(y) for column in y.T]
-    return torch.stack(columns, 1) if columns else y.new_zeros(left.size, 0)
+        return None
+    assert left.plain
+    assert right.plain
+    if left.scale is None or right.scale is None:
+        return None
+    return (left.scale / right.scale).double()[:, None]
 
 
 def coordinates(rows: Sequence[Tensor], scale: Tensor | None, limit: int) -> Coordinates:

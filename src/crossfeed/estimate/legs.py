@@ -5,8 +5,8 @@ So the blocks of D and the pushes are taken at K places Θ(t_k) of the course, t
 those: the linearised loop of :mod:`crossfeed.estimate.horizon` with piecewise constant blocks, whose error is of second order in
 R/(K − 1). ∇J is taken at the last place, where the outcome is. Ours. At a stable point all places are one.
 
-Each leg has coordinates of its own (AdamW's units and the samples' span move with the models); states go from one leg to the next by
-:func:`~crossfeed.estimate.coordinates.hand_over`, and adjoints back by its transpose.
+Models that are kept in their samples' span stay in one leg: n samples cannot tell a course in more than n dimensions. AdamW's units
+move with the models, so states change units from one leg to the next (:func:`~crossfeed.estimate.coordinates.units`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from crossfeed.estimate.bank import Bank
-from crossfeed.estimate.coordinates import hand_back, hand_over
+from crossfeed.estimate.coordinates import units
 from crossfeed.estimate.horizon import Adjoint, Path, Rounds, adjoint, forward
 from crossfeed.estimate.steps import Steps
 from crossfeed.estimate.system import System
@@ -113,7 +113,7 @@ def return_(legs: Sequence[Leg], outcomes: Sequence[Tensor]) -> list[Adjoint]:
     for k in reversed(range(len(legs))):
         found.append(adjoint(legs[k].system, legs[k].rounds, y, legs[k].first))
         if k:
-            y = back(legs[k - 1].bank, legs[k].bank, found[-1].start)
+            y = over(legs[k - 1].bank, legs[k].bank, found[-1].start)
     return found[::-1]
 
 
@@ -131,10 +131,10 @@ def weights_at(legs: Sequence[Leg], weights: Sequence[Sequence[Tensor]], k: int)
 
 
 def over(left: Bank, right: Bank, x: Sequence[Tensor]) -> list[Tensor]:
-    """States of all models in another bank's coordinates."""
-    return [hand_over(a.basis, b.basis, part) for a, b, part in zip(left.models, right.models, x, strict=True)]
+    """States of all models, or adjoints on the way back, between banks whose coordinates are the parameters in the optimiser's units.
 
-
-def back(left: Bank, right: Bank, y: Sequence[Tensor]) -> list[Tensor]:
-    """Adjoints of all models, from the coordinates of the bank on the right to those of the one on the left."""
-    return [hand_back(a.basis, b.basis, part) for a, b, part in zip(left.models, right.models, y, strict=True)]
+    A state in units s is θ/s, and answers to it turn by the transpose, which is the same factor: back is
+    ``over(left, right, y)`` too, with the same order of banks.
+    """
+    factors = [units(a.basis, b.basis) for a, b in zip(left.models, right.models, strict=True)]
+    return [part if factor is None else part * factor for part, factor in zip(x, factors, strict=True)]
