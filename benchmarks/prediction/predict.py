@@ -90,7 +90,9 @@ def score(rows: Sequence[dict[str, Any]], method: str, which: str = "all") -> di
     sure = np.abs(t) > 2 * s
     out["median relative error"] = float(np.median(np.abs(p - t)[sure] / np.abs(t)[sure]))
     out["slope"] = float((t * p).sum() / (p * p).sum())
-    out["inside 95 %"] = float((np.abs(t - p) <= 1.96 * np.hypot(s, e)).mean())
+    both = s**2 + e**2
+    freedom = np.clip(both**2 / np.maximum(s**4 / (seeds - 1), 1e-300), seeds - 1, 1e6)  # Welch and Satterthwaite
+    out["inside 95 %"] = float((np.abs(t - p) <= student.ppf(0.975, freedom) * np.sqrt(both)).mean())
     return out
 
 

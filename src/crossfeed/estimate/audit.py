@@ -15,14 +15,14 @@ from torch import Tensor
 from crossfeed.describe.schema import Ecosystem
 from crossfeed.errors import SettingError
 from crossfeed.estimate.audited import Audited, Findings, Groups, Judgement, Progress, Seen, Stages, Work, mean_reward
-from crossfeed.estimate.bank import LIMIT, Bank, build_bank
-from crossfeed.estimate.base import Differentiable, ExactCurvature
+from crossfeed.estimate.bank import LIMIT, Bank, build_bank, plain
+from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.checks import all_checks, effective
 from crossfeed.estimate.draws import Draws, EvaluationDraw
 from crossfeed.estimate.estimator import Estimate, estimate_legs, prepare
 from crossfeed.estimate.free_audit import FREE_SIZE, FreeAudit, audit_free
 from crossfeed.estimate.influence import outcomes
-from crossfeed.estimate.legs import Leg, borders, over, places, travel
+from crossfeed.estimate.legs import PLACES, Leg, borders, over, places, travel
 from crossfeed.estimate.lookahead import Course, between, course, position, shifted
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
@@ -31,9 +31,6 @@ from crossfeed.estimate.points import Point, open_point
 from crossfeed.estimate.recorded import Recorded, read_recorded
 from crossfeed.estimate.route import Route, choose_route
 from crossfeed.estimate.what_if import WhatIf, what_if
-
-PLACES = 4
-"""Places of the predicted course at which gradients are taken."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -123,7 +120,7 @@ def audit_networks(
     look_ahead = look_ahead and not recorded
     keeping = {"limit": limit, "projection": projection, "spill": spill, "memory": memory}
     work = _Work(eco, point, models, seed, keeping, recorded, clock)
-    moving = look_ahead and all(_plain(model, keeping) for model in models.values())
+    moving = look_ahead and all(plain(model, limit) for model in models.values())
     at = places(rounds, PLACES) if moving else [0]
     ends = borders(at, rounds)
     reach = max(stop - first for first, stop in pairwise(ends))
@@ -167,12 +164,6 @@ def audit_networks(
         course=ahead,
         places=at,
     )
-
-
-def _plain(model: Differentiable, keeping: Mapping[str, Any]) -> bool:
-    """Whether a model's coordinates are its parameters: gradients of n samples cannot tell a course in more dimensions than n."""
-    num = sum(value.numel() for value in model.parameters().values())
-    return isinstance(model, ExactCurvature) or num <= keeping["limit"]
 
 
 def _rougher(found: Estimate) -> Tensor:

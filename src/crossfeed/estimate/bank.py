@@ -222,6 +222,12 @@ def build_bank(
     return Bank(out, sources, evaluations)
 
 
+def plain(model: Differentiable, limit: int) -> bool:
+    """Whether a model's coordinates are its parameters: gradients of n samples cannot tell a course in more dimensions than n."""
+    num = sum(value.numel() for value in model.parameters().values())
+    return isinstance(model, ExactCurvature) or num <= limit
+
+
 def mirrors(model: Differentiable, draw: SourceDraw) -> bool:
     """Whether a source holds the consumer's own raw outputs, as its likelihood has them."""
     own = draw.producer == draw.consumer and not draw.curated and draw.map is None and draw.made is None

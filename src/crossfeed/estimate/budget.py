@@ -9,10 +9,11 @@ from pathlib import Path
 
 from crossfeed.describe.schema import Curated, Ecosystem, Picks, Raw, Real, Source, source_names
 from crossfeed.errors import SettingError
-from crossfeed.estimate.bank import CURVATURE, HELD, LIMIT, build_bank
+from crossfeed.estimate.bank import CURVATURE, HELD, LIMIT, build_bank, plain
 from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.derivatives import ROWS_BYTES
 from crossfeed.estimate.estimator import estimate
+from crossfeed.estimate.legs import PLACES, places
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.points import Point
@@ -33,7 +34,7 @@ class Need:
     Attributes:
         gradients: By model, how many rows.
         coordinates: By model, numbers a row.
-        bytes: At most at one time in memory, raw gradients, the pilot's bank and the matrices included, if nothing is in files.
+        bytes: At most at one time in memory, raw gradients, banks of all places and the matrices included, if nothing is in files.
         spillable: Of these, what may be in files instead: gradients of models that are kept in their samples' span.
         disk: What is in files.
     """
@@ -62,10 +63,14 @@ class Need:
         return replace(self, disk=self.spillable) if fits else None
 
 
-def need_of(
-    point: Point, size: Size, limit: int = LIMIT, look_ahead: bool = True, projection: int | None = None
-) -> Need:
-    """What the bank of this many samples takes."""
+def places_of(point: Point, rounds: int, look_ahead: bool, limit: int = LIMIT) -> int:
+    """In how many places an audit takes gradients."""
+    models = {name: differentiable(network) for name, network in point.networks.items()}
+    return len(places(rounds, PLACES)) if look_ahead and all(plain(model, limit) for model in models.values()) else 1
+
+
+def need_of(point: Point, size: Size, limit: int = LIMIT, number: int = 1, projection: int | None = None) -> Need:
+    """What the banks of this many samples at each of ``number`` places take."""
     eco = point.world.eco
     params = {n: sum(t.numel() for t in network.parameters().values()) for n, network in point.networks.items()}
     rows, own = _rows(point, size)
@@ -85,9 +90,8 @@ def need_of(
             kept += whole
     largest = max(coordinates.values())
     squares = sum(8 * coordinates[n] ** 2 * (len(eco.models[n].sources) + 4) for n in rows) + 16 * largest**2
-    before = need_of(point, size.pilot, limit, False, projection) if look_ahead else Need({}, {}, 0)
-    total = kept + spillable + max(squares, passing) + before.bytes
-    return Need(rows, coordinates, total, spillable + before.spillable)
+    total = spillable + number * kept + max(number * squares, passing)
+    return Need({name: number * count for name, count in rows.items()}, coordinates, total, spillable)
 
 
 def _rows(point: Point, size: Size) -> tuple[dict[str, int], dict[str, int]]:
@@ -131,7 +135,7 @@ def most_that_fit(
     point: Point,
     like: Size,
     free: int,
-    look_ahead: bool = True,
+    number: int = 1,
     projection: int | None = None,
     spill: Path | None = None,
 ) -> int:
@@ -139,7 +143,7 @@ def most_that_fit(
     low, high, disk = 0, MOST, free_disk(spill)
     while high - low > max(1, low // 50):
         middle = (low + high) // 2
-        need = need_of(point, sized(middle, like), look_ahead=look_ahead, projection=projection)
+        need = need_of(point, sized(middle, like), number=number, projection=projection)
         low, high = (low, middle) if need.placed(free, disk) is None else (middle, high)
     return rounded(low) if low >= LEAST else 0
 
@@ -147,7 +151,7 @@ def most_that_fit(
 def check_memory(
     point: Point,
     size: Size,
-    look_ahead: bool = True,
+    number: int = 1,
     projection: int | None = None,
     spill: Path | None = None,
 ) -> Need:
@@ -157,12 +161,12 @@ def check_memory(
         SettingError: there is not; says how many samples fit.
     """
     free = free_memory()
-    need = need_of(point, size, look_ahead=look_ahead, projection=projection)
+    need = need_of(point, size, number=number, projection=projection)
     placed = need.placed(free, free_disk(spill))
     if placed is not None:
         return placed
     assert free is not None
-    fits = most_that_fit(point, size, free, look_ahead, projection, spill)
+    fits = most_that_fit(point, size, free, number, projection, spill)
     advice = (
         f"--samples {fits} would fit"
         if fits
@@ -217,15 +221,13 @@ class Pace:
     growth: Callable[[int], float]
     spent: float
 
-    def seconds(self, outputs: int, look_ahead: bool = True) -> float:
-        """About how long an audit with so many outputs takes."""
-        solve = self.solving * self.growth(outputs)
-        early = self.solving * self.growth(outputs // 2) if look_ahead else 0.0
-        return (1.5 if look_ahead else 1.0) * outputs * self.output + solve + early
+    def seconds(self, outputs: int, number: int = 1) -> float:
+        """About how long an audit with so many outputs at each of ``number`` places takes."""
+        return number * (outputs * self.output + self.solving * self.growth(outputs))
 
-    def affordable(self, seconds: float, most: int = MOST, look_ahead: bool = True) -> int:
+    def affordable(self, seconds: float, most: int = MOST, number: int = 1) -> int:
         """The most outputs that take at most so long with some to spare, at least :data:`LEAST`."""
-        return affordable(lambda outputs: self.seconds(outputs, look_ahead), seconds, most)
+        return affordable(lambda outputs: self.seconds(outputs, number), seconds, most)
 
 
 def affordable(seconds_of: Callable[[int], float], seconds: float, most: int = MOST) -> int:
@@ -274,7 +276,7 @@ def pace_of(
 
         spent = time.perf_counter() - begun
         pace = Pace(marks[0] / number, marks[1], number, growth, spent)
-        if number >= 2 * LEAST and (number >= 8192 or spent + pace.seconds(4 * number, False) > budget / 12):
+        if number >= 2 * LEAST and (number >= 8192 or spent + pace.seconds(4 * number) > budget / 12):
             return pace
         number *= 4
 
@@ -299,7 +301,7 @@ def _timed(
 
 def _width(point: Point, outputs: int, like: Size, projection: int | None) -> int:
     """Most coordinates of a model."""
-    return max(need_of(point, sized(outputs, like), look_ahead=False, projection=projection).coordinates.values())
+    return max(need_of(point, sized(outputs, like), projection=projection).coordinates.values())
 
 
 @dataclass(frozen=True)
@@ -309,7 +311,7 @@ class BankBudget:
     Attributes:
         point: The models.
         rounds: Horizon.
-        look_ahead: Whether there is a pilot.
+        look_ahead: Whether gradients are taken along the course.
         seed: Of the draws that are timed.
         projection: As for the bank.
         spill: As for the bank.
@@ -322,14 +324,20 @@ class BankBudget:
     projection: int | None = None
     spill: Path | None = None
 
+    @property
+    def number(self) -> int:
+        """Places at which gradients are taken."""
+        return places_of(self.point, self.rounds, self.look_ahead)
+
     def pace(self, like: Size, budget: float, progress: Callable[[str, int, int], None] | None) -> Timed:
         """Time a pilot."""
+        number = self.number
         found = pace_of(self.point, self.rounds, like, budget, self.seed, progress, self.projection)
-        return Timed(lambda outputs: found.seconds(outputs, self.look_ahead), found.outputs, found.spent)
+        return Timed(lambda outputs: found.seconds(outputs, number), found.outputs, found.spent)
 
     def fits(self, like: Size, free: int) -> int:
         """The most outputs a producer that fit into memory and files."""
-        return most_that_fit(self.point, like, free, self.look_ahead, self.projection, self.spill)
+        return most_that_fit(self.point, like, free, self.number, self.projection, self.spill)
 
     def check(self, size: Size) -> tuple[str, int | None]:
         """What it will take, in words; and the memory that gradients which could be in files may take.
@@ -337,7 +345,7 @@ class BankBudget:
         Raises:
             SettingError: there is not as much.
         """
-        need = check_memory(self.point, size, self.look_ahead, self.projection, self.spill)
+        need = check_memory(self.point, size, self.number, self.projection, self.spill)
         words = (
             f"memory: gradients of {sum(need.gradients.values()):,} samples in up to {max(need.coordinates.values()):,} coordinates, "
             f"4 bytes each, will take at most {gib(need.memory)} besides what the networks take"

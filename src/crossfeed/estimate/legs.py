@@ -24,6 +24,9 @@ from crossfeed.estimate.horizon import Adjoint, Path, Rounds, adjoint, forward
 from crossfeed.estimate.steps import Steps
 from crossfeed.estimate.system import System
 
+PLACES = 4
+"""Places of the predicted course at which gradients are taken."""
+
 
 @dataclass(frozen=True)
 class Horizon:

@@ -20,7 +20,7 @@ from torch import Tensor
 from crossfeed.describe.schema import Curated, Ecosystem, Source, source_names
 from crossfeed.errors import SettingError
 from crossfeed.estimate.draws import Rule, SourceDraw, marginal
-from crossfeed.estimate.estimator import Estimate, directions_of, occurring
+from crossfeed.estimate.estimator import Estimate, course_noise, directions_of, occurring
 from crossfeed.estimate.influence import Answer, cluster_effects, solve, solve_legs, standard_errors
 from crossfeed.estimate.legs import Leg
 from crossfeed.estimate.picks import pick_candidates, pick_probabilities, pick_rewards
@@ -87,7 +87,8 @@ def what_if(estimate: Estimate, changed: Ecosystem) -> WhatIf:
     directions = directions_of(changed, estimate.bank.draws, estimate.paths)
     matrix = _solved(then, [leg.system.pushes(directions) for leg in then])[-1].matrix
     first, change = now[-1].matrix[:, 0], (now[-1].matrix + after[-1].matrix)[:, 0] / 2
-    return WhatIf(change, standard_errors(effects, occurring(estimate.effects))[:, 0], first, matrix)
+    errors = course_noise(estimate.legs) * standard_errors(effects, occurring(estimate.effects))
+    return WhatIf(change, errors[:, 0], first, matrix)
 
 
 def _solved(legs: Sequence[Leg], pushes: Sequence[list[Tensor]]) -> list[Answer]:
