@@ -162,7 +162,7 @@ def test_an_audit_in_legs() -> None:
     before = {name: flatten(network.parameters()) for name, network in point.networks.items()}
     audit = audit_networks(eco, point=point, rounds=ROUNDS, size=Size(128, 128), seed=3)
     assert isinstance(audit, NetworkAudit)
-    assert audit.places == [0, 2, 4, 6]
+    assert audit.findings.places == [0, 2, 4, 6]
     assert [(leg.first, leg.stop) for leg in audit.estimate.legs] == [(0, 1), (1, 3), (3, 5), (5, 6)]
     assert [len(leg.bank.evaluations) for leg in audit.estimate.legs] == [0, 0, 0, 2]
     found: list[set[int]] = [
@@ -177,7 +177,7 @@ def test_an_audit_in_legs() -> None:
     assert all(torch.equal(flatten(x.parameters()), before[name]) for name, x in point.networks.items())
     still = audit_networks(eco, point=point, rounds=ROUNDS, size=Size(128, 128), seed=3, look_ahead=False)
     assert isinstance(still, NetworkAudit)
-    assert (still.places, len(still.estimate.legs), still.rougher) == ([0], 1, None)
+    assert (still.findings.places, len(still.estimate.legs), still.rougher) == ([0], 1, None)
 
 
 def test_equal_texts_are_gone_through_once(

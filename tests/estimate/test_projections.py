@@ -160,7 +160,7 @@ def test_audits_stay_where_the_models_are(models: Made) -> None:
     eco, before = models.eco, {n: flatten(x.parameters()) for n, x in models.point.networks.items()}
     audit = audit_networks(eco, point=models.point, size=Size(64, 64), rounds=3, limit=0, projection=100)
     assert [model.basis.size for model in audit.bank.models] == [100, 100]
-    assert audit.places == [0]
+    assert audit.findings.places == [0]
     assert audit.rougher is None
     assert bool(torch.isfinite(audit.estimate.answer.matrix).all())
     assert all(torch.equal(flatten(x.parameters()), before[n]) for n, x in models.point.networks.items())

@@ -35,7 +35,7 @@ def fake(
                     "main": own,
                     "now": 0.1 * k,
                     "error": 0.01,
-                    "halfway": 0.1 * k + 0.02,
+                    "there": 0.1 * k + 0.02,
                     "spread": 0.5,
                 }
             )
@@ -101,6 +101,7 @@ def fake(
         },
         "trajectory": {
             "rounds": list(range(2, rounds + 3)),
+            "places": [2, 2 + rounds],
             "base": course,
             "influence": [[[v * t / rounds for v in row] for row in matrix] for t in range(rounds + 1)],
             "observed": [

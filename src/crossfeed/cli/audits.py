@@ -27,7 +27,9 @@ def audit(
     samples: Annotated[
         int | None,
         typer.Option(
-            min=2, metavar="N", help="Networks: outputs of every model.  [default: 4000; texts 1000; images 360]"
+            min=2,
+            metavar="N",
+            help="Networks: outputs of every model at each place.  [default: 1500; texts 1000; images 360]",
         ),
     ] = None,
     budget: Annotated[

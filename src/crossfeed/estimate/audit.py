@@ -40,12 +40,10 @@ class NetworkAudit(Audited):
     Attributes:
         estimate: Influence matrix, standard errors, gradients: for further questions.
         course: Where the loop is predicted to go without any change, from the present parameters.
-        places: After which rounds of the course gradients were taken.
     """
 
     estimate: Estimate
     course: Course
-    places: list[int]
 
     @property
     def bank(self) -> Bank:
@@ -151,7 +149,7 @@ def audit_networks(
     return NetworkAudit(
         eco=eco,
         point=point,
-        findings=_findings(found, ahead),
+        findings=_findings(found, ahead, at),
         checks=checks,
         size=size,
         seconds=clock.seconds,
@@ -162,7 +160,6 @@ def audit_networks(
         solver="gradient bank",
         estimate=found,
         course=ahead,
-        places=at,
     )
 
 
@@ -185,7 +182,7 @@ def default_size(point: Point, route: Route) -> Size:
     return Size(1000, 1000) if point.world.medium == "text" else Size()
 
 
-def _findings(found: Estimate, ahead: Course) -> Findings:
+def _findings(found: Estimate, ahead: Course, at: list[int]) -> Findings:
     """What the bank's estimate says, as every solver says it."""
     answer, bank = found.answer, found.bank
     rounds = len(found.horizon.rounds or ())
@@ -201,6 +198,7 @@ def _findings(found: Estimate, ahead: Course) -> Findings:
         errors=found.errors,
         quantile=float(norm.ppf(0.5 + found.eco.audit.confidence / 2)),
         rounds=rounds,
+        places=at,
         shown=list(range(rounds + 1)),
         course=ahead.alignment,
         unfolding=torch.stack(_unfolding(found)),

@@ -102,6 +102,7 @@ class Findings:
         errors: (E, C) standard errors.
         quantile: Half an interval's width in standard errors: normal, or Student's where errors come from few batches.
         rounds: Horizon.
+        places: After which rounds of the course gradients were taken; 0: now.
         shown: Rounds after which the course is known, from 0 (now) to ``rounds``.
         course: (shown, E) predicted change of alignment if nothing is changed.
         unfolding: (shown, E, C) influence after so many rounds.
@@ -117,6 +118,7 @@ class Findings:
     errors: Tensor
     quantile: float
     rounds: int
+    places: list[int]
     shown: list[int]
     course: Tensor
     unfolding: Tensor

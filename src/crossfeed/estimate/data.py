@@ -221,6 +221,7 @@ def _trajectory(audit: Audited) -> dict[str, Any]:
     now = torch.tensor([value for value, _ in audit.now])
     return {
         "rounds": [start + t for t in found.shown],
+        "places": [start + t for t in found.places],
         "base": found.course + now,
         "influence": list(found.unfolding),
         "observed": _observed(audit),

@@ -130,6 +130,7 @@ def audit_free(
         errors=batch_errors(last),
         quantile=float(student.ppf(0.5 + eco.audit.confidence / 2, BATCHES - 1)),
         rounds=rounds,
+        places=[rounds // 2 if first is not None else 0],
         shown=plan.shown,
         course=course,
         unfolding=found.influence.mean(0),

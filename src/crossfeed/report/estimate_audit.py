@@ -95,14 +95,14 @@ def audit_networks_report(
         run: A run folder, to audit its models after a round; None: the models as they start.
         round: Of the run; None: its last finished one.
         rounds: How many rounds of retraining to look ahead; None: those that are left, or the spec's.
-        samples: Outputs of every model, and answers of every evaluation; None: 4,000, of language models 1,000,
+        samples: Outputs of every model at each place, and answers of every evaluation; None: 1,500 and 4,000, of language models 1,000,
             of models without a likelihood 360.
         budget: ``2000``: samples; ``10m`` or ``90s``: as many as fit into this time, from a timed pilot.
         seed: Of all draws; None: the spec's.
         device: auto, cpu, cuda, cuda:1 or mps.
         what_if: New values of settings by path, each answered by itself from the same samples.
         outputs: Files with outputs that models gave as they are now, by model (:mod:`crossfeed.estimate.recorded`).
-        look_ahead: Take gradients where the models are predicted to be in the middle of the horizon.
+        look_ahead: Take gradients along the course that the models are predicted to take; see docs/networks.md.
         projection: Keep gradients of models with more parameters in so many random coordinates, instead of their samples' span.
         spill: Folder for gradients that do not fit into memory; None: that of temporary files (``TMPDIR``).
         estimator: ``bank`` (gradients of every sample, which need a likelihood), ``matrix-free`` (passes over batches of samples) or

@@ -213,10 +213,7 @@ def alone(audit: words.Audit, page: Page) -> str:
 def course(audit: words.Audit, page: Page) -> str:
     """Predicted trajectories, beside what the run showed."""
     seen = bool(audit["trajectory"]["observed"])
-    caption = (
-        f"Left as it is, alignment is predicted to go this way from {text(audit['point']['words'], 200)}. The prediction follows "
-        "the loop linearised at the present models, so it is best in the first rounds."
-    )
+    caption = f"Left as it is, alignment is predicted to go this way from {text(audit['point']['words'], 200)}. {_measured(audit)}"
     if seen:
         caption += f" Dots are what the run recorded, with {percent(audit)} intervals."
     caption += f" What more curation does builds up round by round: by {POINTS}, for each model on itself."
@@ -225,6 +222,18 @@ def course(audit: words.Audit, page: Page) -> str:
     panels = [*courses(audit), *unfolding(audit)]
     drawing = page.figure("course", panels, caption, titled=True)
     return drawing + (fold("The numbers", _course_table(audit)) if drawing else "")
+
+
+def _measured(audit: words.Audit) -> str:
+    """How the course was found."""
+    at = audit["trajectory"]["places"]
+    if len(at) < 2:
+        return "The prediction follows the loop linearised in one place, so it is best in the first rounds."
+    rounds = f"{', '.join(str(t) for t in at[:-1])} and {at[-1]}"
+    return (
+        f"It was measured on the models moved to where the linearised loop takes them after rounds {rounds}, where gradients were taken "
+        "again; between are straight lines."
+    )
 
 
 def _course_table(audit: words.Audit) -> str:
