@@ -41,9 +41,9 @@ def predicted(truth: dict[str, Any], folder: Path, seed: int) -> dict[str, Any]:
     start = time.process_time()
     audit = audit_networks(eco, rounds=ROUNDS, seed=seed, device="cpu")
     seconds = time.process_time() - start
-    now = audit_networks(
-        eco, rounds=ROUNDS, seed=seed, device="cpu", look_ahead=False
-    ).estimate  # baselines, at no cost of ours
+    now = audit.estimate  # for baselines, at no cost of ours
+    if audit.findings.places != [0]:
+        now = audit_networks(eco, rounds=ROUNDS, seed=seed, device="cpu", look_ahead=False).estimate
     assert now.answer.path is not None
     goals = outcomes(now.bank, now.answer.judged, now.answer.system.sizes)
     first = sum((g.T @ x for g, x in zip(goals, now.answer.path.after_rounds[1], strict=True)), torch.zeros(()))
