@@ -127,7 +127,7 @@ def test_texts_are_kept(text_data: dict[str, Any]) -> None:
 
 
 def test_memory_is_foreseen(flow_audit: NetworkAudit) -> None:
-    need = need_of(flow_audit.point, flow_audit.size, limit=100, look_ahead=False)
+    need = need_of(flow_audit.point, flow_audit.size, limit=100)
     bank = flow_audit.bank
     rows = sum({r.loss.data_ptr(): len(r.loss) for r in bank.sources if r.consumer == 0}.values())
     assert bank.models[0].basis.size <= need.coordinates["p"] <= rows

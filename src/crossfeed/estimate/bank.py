@@ -330,8 +330,9 @@ class _Rows:
                 for part, share in zip(*(t.split(_at_once(rows_)) for t in (rows_, chance)), strict=True):
                     found.add(part, share)
         self.basis = coordinates(list(raw.values()), found.scale(), limit)
-        for key, draw in unique.items():
-            self._keep(("loss", key), draw.outputs, apart[key].every(self._turned(raw[key])))
+        for k, (key, draw) in enumerate(unique.items()):
+            rows = self._turned(raw[key]) if self.basis.own is None else self._copied(self.basis.own[k])
+            self._keep(("loss", key), draw.outputs, apart[key].every(rows))
         return self.basis
 
     def loss(self, draw: SourceDraw) -> Tensor:
@@ -405,15 +406,13 @@ class _Rows:
     def _empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return self.room.empty(*shape, dtype=dtype) if self.large else torch.empty(*shape, dtype=dtype)
 
+    def _copied(self, rows: Tensor) -> Tensor:
+        return self._empty(*rows.shape, dtype=rows.dtype).copy_(rows)
+
     def _turned(self, raw: Tensor) -> Tensor:
-        """Rows in the coordinates; where these are the parameters, in place."""
+        """Rows in the optimiser's units, in place."""
         assert self.basis is not None
-        if self.basis.basis is None:
-            return raw if self.basis.scale is None else raw.mul_(self.basis.scale)
-        out = self._empty(len(raw), self.basis.size, dtype=raw.dtype)
-        for part, into in zip(*(t.split(_at_once(raw)) for t in (raw, out)), strict=True):
-            into.copy_(self.basis.of_gradients(part))
-        return out
+        return raw if self.basis.scale is None else raw.mul_(self.basis.scale)
 
     def _stored(self, fn: Fn, batch: Batch, what: str) -> Tensor:
         """Gradients (n, r) of all samples, as they are while there are no coordinates yet."""

@@ -22,6 +22,8 @@ from torch import Tensor
 from crossfeed.estimate.projection import Projection
 
 _RANK = 1e-6
+AXES = 1 << 30
+"""Bytes of the basis that are worked out; a larger one stays a combination of rows."""
 _BLOCK = 1 << 24
 _NARROW = 1 << 12
 """Fewest columns of a block: files are not read well in smaller pieces."""
@@ -34,9 +36,11 @@ class Coordinates:
     Attributes:
         scale: (d,) the optimiser's scale of every parameter; None for 1.
         basis: (r, n) Λ^(−1/2) Uᵀ; None: the parameters are the coordinates, or a projection of them.
-        rows: Φ, whose rows (scaled) span; empty otherwise.
+        rows: Φ, whose rows (scaled) span; empty otherwise, and where ``axes`` are there.
         size: r.
         projection: P; None: there is none.
+        axes: (r, d) Λ^(−1/2) Uᵀ Φ, where it fits: what everything else is multiplied by.
+        own: Coordinates of the rows that span, one tensor each.
     """
 
     scale: Tensor | None
@@ -44,6 +48,8 @@ class Coordinates:
     rows: Sequence[Tensor]
     size: int
     projection: Projection | None = None
+    axes: Tensor | None = None
+    own: Sequence[Tensor] | None = None
 
     @property
     def plain(self) -> bool:
@@ -74,6 +80,9 @@ class Coordinates:
         assert self.projection is None
         if self.basis is None:
             return x.float() if self.scale is None else x.float() * self.scale
+        if self.axes is not None:
+            out = x.to(self.axes) @ self.axes
+            return out if self.scale is None else out * self.scale.square()
         weights = (self.basis.T @ x.double()).float()
         sizes = [len(row) for row in self.rows]
         out = sum((w @ row.float() for w, row in zip(weights.split(sizes), self.rows, strict=True)), torch.zeros(()))
@@ -84,6 +93,9 @@ class Coordinates:
             return values if self.scale is None else values * self.scale**power
         # the scale enters twice on gradients (theirs and the rows'), and cancels on parameters
         square = None if self.scale is None or power < 0 else self.scale.square()
+        if self.axes is not None:
+            values = values.to(torch.promote_types(values.dtype, torch.float32))
+            return (values if square is None else values * square.to(values.dtype)) @ self.axes.to(values.dtype).T
         products = _products(values, self.rows, square)
         return (products.double() @ self.basis.T).to(products.dtype)
 
@@ -119,7 +131,12 @@ def coordinates(rows: Sequence[Tensor], scale: Tensor | None, limit: int) -> Coo
     values, vectors = torch.linalg.eigh(gram)
     keep = values > _RANK * values[-1]
     basis = (vectors[:, keep] * values[keep].rsqrt()).T
-    return Coordinates(scale, basis, unique, int(keep.sum()))
+    own = (vectors[:, keep] * values[keep].sqrt()).to(unique[0].dtype).split([len(row) for row in unique])
+    if len(basis) * d * unique[0].element_size() > AXES:
+        return Coordinates(scale, basis, unique, len(basis), own=own)
+    parts = zip(basis.split([len(row) for row in unique], 1), unique, strict=True)
+    axes = sum((part.to(row.dtype) @ row for part, row in parts), torch.zeros(()))
+    return Coordinates(scale, basis, [], len(basis), axes=axes, own=own)
 
 
 def _products(a: Tensor | None, rows: Sequence[Tensor], weights: Tensor | None) -> Tensor:
