@@ -17,12 +17,13 @@ from crossfeed.describe.schema import Cycle, Ecosystem, Update
 from crossfeed.describe.settings import get, put
 from crossfeed.estimate.audit import NetworkAudit, audit_networks
 from crossfeed.estimate.bank import Bank
-from crossfeed.estimate.checks import consistency
+from crossfeed.estimate.checks import consistency, way
 from crossfeed.estimate.derivatives import flatten
 from crossfeed.estimate.estimator import COURSE_NOISE, Estimate, estimate_legs, prepare
 from crossfeed.estimate.legs import Leg, borders, places, weights_at
-from crossfeed.estimate.lookahead import between, drift, position
+from crossfeed.estimate.lookahead import between, drift, held_back, position
 from crossfeed.estimate.network_draws import Size, network_draws
+from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.what_if import what_if
 from networks import tiny
 
@@ -151,6 +152,28 @@ def test_where_models_are_predicted_to_be(models: Made) -> None:
         assert float(there[name].norm()) > 1e-4
 
 
+def test_ways_out_of_the_valley_are_not_gone(models: Made) -> None:
+    """Small ways are gone whole, as a loss is quadratic along them; one far beyond is cut until it is, or not gone."""
+    found = in_legs(models.eco, [models.bank] * 2)
+    there = {name: differentiable(network) for name, network in models.point.networks.items()}
+    step = position(found.legs[:1], [{}], 1)
+    assert held_back(found.legs[0], there, {}, step) == {"p": 1.0, "q": 1.0}
+    first = found.legs[0]
+    flattest = torch.linalg.eigh(
+        first.system.curvature(0, torch.eye(first.system.sizes[0], dtype=torch.float64))
+    ).eigenvectors
+    away = first.bank.models[0].basis.to_parameters(flattest[:, 0]).double()
+    far = {"p": away * (20 / float(away.norm())), "q": step["q"]}
+    share = held_back(found.legs[0], there, {}, far)
+    assert share["q"] == 1
+    assert share["p"] < 1
+    again = held_back(found.legs[0], there, {}, {"p": far["p"] * max(share["p"], 1 / 128), "q": step["q"]})
+    assert again == {"p": 1.0, "q": 1.0}
+    assert way(share).result == "warning"
+    assert f"p ({100 * share['p']:.0f} %)" in way(share).words
+    assert way(again).result == "passed"
+
+
 def test_courses_are_straight_between_places() -> None:
     found = between([0, 2, 4], 4, torch.tensor([[1.0, 5.0], [2.0, 5.0], [0.0, 7.0]], dtype=torch.float64)).alignment
     torch.testing.assert_close(found, torch.tensor([[0, 0], [0.5, 0], [1, 0], [0, 1], [-1, 2]], dtype=torch.float64))
@@ -207,13 +230,11 @@ def test_equal_texts_are_gone_through_once(
         with monkeypatch.context() as patch:
             if copies:
                 patch.setattr(banks, "_different", lambda *_: banks._Different())
-            models = {name: banks_model(network) for name, network in point.networks.items()}
+            models = {name: differentiable(network) for name, network in point.networks.items()}
             trainings = {name: node.train for name, node in eco.models.items()}
             bank = banks.build_bank(models, draws, trainings, limit=10**9, advance=advance)
         counts.append(passes[0])
         return [rows.loss for rows in bank.sources] + [rows.score for rows in bank.sources if rows.score is not None]
-
-    from crossfeed.estimate.networks import differentiable as banks_model
 
     for one, two in zip(rows(False), rows(True), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)

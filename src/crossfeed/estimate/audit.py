@@ -17,13 +17,13 @@ from crossfeed.errors import SettingError
 from crossfeed.estimate.audited import Audited, Findings, Groups, Judgement, Progress, Seen, Stages, Work, mean_reward
 from crossfeed.estimate.bank import LIMIT, Bank, build_bank, plain
 from crossfeed.estimate.base import Differentiable
-from crossfeed.estimate.checks import all_checks, effective
+from crossfeed.estimate.checks import all_checks, effective, way
 from crossfeed.estimate.draws import Draws, EvaluationDraw
 from crossfeed.estimate.estimator import Estimate, estimate_legs, prepare
 from crossfeed.estimate.free_audit import FREE_SIZE, FreeAudit, audit_free
 from crossfeed.estimate.influence import outcomes
 from crossfeed.estimate.legs import PLACES, Leg, borders, over, places, travel
-from crossfeed.estimate.lookahead import Course, between, course, position, shifted
+from crossfeed.estimate.lookahead import Course, between, course, held_back, position, shifted
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.outliers import shortened
@@ -125,10 +125,16 @@ def audit_networks(
     legs: list[Leg] = []
     centres: list[dict[str, Tensor]] = []
     seen: list[list[EvaluationDraw]] = []
+    held: dict[str, float] = {}
     for k, place in enumerate(at):
         last = k == len(at) - 1
         with clock.stage("solving"):
             centres.append(position(legs, centres, place) if k else {})
+            if k:
+                for name, share in held_back(legs[-1], models, centres[-2], centres[-1]).items():
+                    was = centres[-2].get(name, torch.zeros(()))
+                    centres[-1][name] = was + share * (centres[-1][name] - was)
+                    held[name] = min(held.get(name, 1.0), share)
         with shifted(point.networks, centres[-1]):
             bank, answers = work.bank(size if last else size.on_the_way, k, last)
         seen.append(answers)
@@ -146,6 +152,8 @@ def audit_networks(
             ahead = course(legs[0].bank, legs[0].system, legs[0].horizon)
     with clock.stage("checking"):
         checks = all_checks(found.legs, found.answers, ahead, found.errors)
+        if len(at) > 1:
+            checks.append(way(held))
     return NetworkAudit(
         eco=eco,
         point=point,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -319,6 +319,23 @@ def of_clipping(cut: Sequence[str]) -> Check:
         words = f"Clipping shortens most steps: {', '.join(cut)}; it is treated as a constant factor, which is rough when it varies."
         return Check("clipping", "warning", words)
     return Check("clipping", "passed", "Gradient clipping is off or rarely acts.")
+
+
+def way(held: Mapping[str, float]) -> Check:
+    """No model was held back on its predicted way.
+
+    Args:
+        held: By model, the smallest share of a way that it was let go (:func:`crossfeed.estimate.lookahead.held_back`).
+    """
+    back = [f"{name} ({100 * share:.0f} %)" for name, share in held.items() if share < 1]
+    if back:
+        return Check(
+            "course",
+            "warning",
+            f"The predicted course led out of the valley of the loss, and models were held back on it: {', '.join(back)} of a way gone. "
+            "Where the loop goes is less sure for them; use more samples, or a shorter horizon.",
+        )
+    return Check("course", "passed", "Along the predicted course losses rise and fall as their curvature says.")
 
 
 def settled(bank: Bank, course: Course) -> Check:

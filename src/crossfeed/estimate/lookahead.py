@@ -7,6 +7,7 @@ F_k and D_k measured there. Ours. At a stable point nothing moves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,19 @@ import torch
 from torch import Tensor
 
 from crossfeed.estimate.bank import Bank
-from crossfeed.estimate.derivatives import unflatten
+from crossfeed.estimate.base import Differentiable
+from crossfeed.estimate.derivatives import flatten, unflatten
+from crossfeed.estimate.draws import marginal
 from crossfeed.estimate.horizon import forward
 from crossfeed.estimate.influence import outcomes
 from crossfeed.estimate.legs import Horizon, Leg
 from crossfeed.estimate.system import System, judge
 from crossfeed.networks.base import Network
+
+STEEPER = 3.0
+"""Times the quadratic's rise that a loss may rise along a predicted way."""
+LEAST = 1 / 64
+"""Of a way, below which it is not gone at all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +99,56 @@ def position(legs: Sequence[Leg], centres: Sequence[Mapping[str, Tensor]], until
         for name, basis, x, z in zip(names, bases, start, end, strict=True):
             there[name] = there[name] + basis.to_parameters((z - x)[:, 0])
     return there
+
+
+def held_back(
+    leg: Leg, models: Mapping[str, Differentiable], before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """By model, the share of its predicted way that its loss, on the samples of the place before, lets it go.
+
+    Along the way Δ the loss is ℓ + g·Δ + ½ ΔᵀHΔ with the leg's own g and H, as long as its quadratic is one. A way is halved while what
+    the loss adds to ℓ + g·Δ is more than :data:`STEEPER` times what the quadratic adds: then it leaves the valley that H describes,
+    which retraining, as it looks at the loss at every step, does not. The ratio test of trust regions (Conn, Gould and Toint 2000).
+
+    Args:
+        leg: At the place before.
+        models: By name, with their present parameters.
+        before: By model, where the leg's gradients were taken, from the present parameters (d,); no entry: at these.
+        after: By model, where it is predicted to be, from the present parameters (d,).
+    """
+    out = {}
+    for i, rows in enumerate(leg.bank.models):
+        model, start = models[rows.name], before.get(rows.name, torch.zeros(()))
+        way = after[rows.name] - start
+        z = rows.basis.of_parameters(way).double()[:, None]
+        slope = float(-leg.system.drift[i][:, 0] @ z[:, 0])
+        bend = float(z[:, 0] @ leg.system.curvature(i, z)[:, 0]) / 2
+        here, share = _loss(leg.bank, i, model, start), 1.0
+        while share > LEAST and bend > 0:
+            added = _loss(leg.bank, i, model, start + share * way) - here - share * slope
+            if added <= STEEPER * share**2 * bend:
+                break
+            share /= 2
+        out[rows.name] = share if share > LEAST else 0.0
+    return out
+
+
+def _loss(bank: Bank, i: int, model: Differentiable, shift: Tensor) -> float:
+    """Mean loss of model i on the mixture of its samples, its present parameters moved by ``shift`` (d,)."""
+    present = model.parameters()
+    flat = flatten(present)
+    there = unflatten(present, flat + shift.to(flat))
+    total, seen = 0.0, dict[int, Tensor]()
+    with torch.no_grad():
+        for rows in bank.sources:
+            if rows.consumer != i or not rows.draw.weight:
+                continue
+            key = id(rows.draw.outputs)
+            if key not in seen:
+                batch = model.loss_batch(rows.draw.all_prompts, rows.draw.outputs, torch.Generator(model.device))
+                seen[key] = model.losses(there, batch).double().cpu()
+            total += rows.draw.weight * float(marginal(rows.draw) @ seen[key])
+    return total if math.isfinite(total) else math.inf
 
 
 @contextmanager

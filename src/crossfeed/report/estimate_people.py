@@ -7,7 +7,16 @@ from typing import Any
 
 from crossfeed.estimate.budget import gib
 from crossfeed.report import words
-from crossfeed.report.estimate_words import called, column_labels, duration, evaluation_labels, mains, percent, rounds
+from crossfeed.report.estimate_words import (
+    called,
+    column_labels,
+    duration,
+    evaluation_labels,
+    mains,
+    percent,
+    places,
+    rounds,
+)
 from crossfeed.report.markup import Page, fold, num, paragraph, table, text, without_empty
 from crossfeed.report.run_samples import said
 
@@ -244,7 +253,7 @@ def made(audit: words.Audit, page: Page) -> str:
         ),
         (
             "Samples",
-            f"{samples['outputs']:,} outputs of every model and {samples['evaluation']:,} answers an evaluation; "
+            f"{samples['outputs']:,} outputs of every model{places(audit)} and {samples['evaluation']:,} answers an evaluation; "
             f"{samples['generated']:,} outputs and {samples['gradients']:,} {'gradients' if kept else 'passes of a sample'} in all, in "
             f"{samples['clusters']:,} independent {'prompts' if samples['cluster'] == 'prompt' else 'groups of candidates or rows'}",
         ),

@@ -23,6 +23,7 @@ from crossfeed.report.estimate_words import (
     fixed,
     not_passed,
     percent,
+    places,
     raising,
     rounds,
 )
@@ -97,7 +98,10 @@ def _facts(audit: words.Audit) -> list[tuple[str, str]]:
         ("audited", words.clean(audit["point"]["words"], 120)),
         ("looks ahead", f"{rounds(audit)}; nothing was retrained"),
         ("how", f"{words.clean(audit['route'], 60)}, {words.clean(audit['solver'], 60)}"),
-        ("samples", f"{samples['outputs']:,} outputs of every model, {samples['gradients']:,} {_worked(audit)}"),
+        (
+            "samples",
+            f"{samples['outputs']:,} outputs of every model{places(audit)}, {samples['gradients']:,} {_worked(audit)}",
+        ),
         ("checks", f"{passed} of {len(audit['checks'])} passed"),
         ("time", f"{duration(sum(seconds.values()))} ({took})"),
     ]

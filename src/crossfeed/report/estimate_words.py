@@ -276,3 +276,9 @@ def duration(value: float) -> str:
 def not_passed(audit: Audit) -> list[Mapping[str, Any]]:
     """Checks that did not pass, the failed ones first."""
     return sorted((c for c in audit["checks"] if c["result"] != "passed"), key=lambda c: c["result"] != "failed")
+
+
+def places(audit: Audit) -> str:
+    """Where samples were taken: nothing where it is one place."""
+    number = len(audit["trajectory"]["places"])
+    return f" at each of {number} places of the course" if number > 1 else ""
