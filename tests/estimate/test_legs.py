@@ -25,6 +25,7 @@ from crossfeed.estimate.lookahead import between, drift, held_back, position
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.what_if import what_if
+from crossfeed.networks.tokens import Answer
 from networks import tiny
 
 ADAM = Training(steps=10, batch_size=50, learning_rate=1e-3, weight_decay=0.1)
@@ -229,7 +230,7 @@ def test_equal_texts_are_gone_through_once(
 
         with monkeypatch.context() as patch:
             if copies:
-                patch.setattr(banks, "_different", lambda *_: banks._Different())
+                patch.setattr(banks, "_different", lambda *_, **__: banks._Different())
             models = {name: differentiable(network) for name, network in point.networks.items()}
             trainings = {name: node.train for name, node in eco.models.items()}
             bank = banks.build_bank(models, draws, trainings, limit=10**9, advance=advance)
@@ -239,3 +240,16 @@ def test_equal_texts_are_gone_through_once(
     for one, two in zip(rows(False), rows(True), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
     assert counts[0] < counts[1] / 2
+
+
+def test_equal_words_of_other_tokens_have_their_own_scores() -> None:
+    one, two = Answer("ab"), Answer("ab")
+    one.tokens, two.tokens = [5, 6, 0], [7, 0]
+    asked, texts = torch.zeros(4, dtype=torch.int64), [one, two, one, "ab"]
+    assert banks._different(asked, texts).kind.tolist() == [0, 0, 0, 0]  # type: ignore[union-attr]
+    found = banks._different(asked, texts, sampled=True)
+    assert found.kind.tolist() == [0, 1, 0, 2]  # type: ignore[union-attr]
+    assert found.first.tolist() == [0, 1, 3]  # type: ignore[union-attr]
+    assert found.summed(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [4, 2, 4]
+    assert banks._different(asked, texts, copies=2).kind.tolist() == [0, 1, 0, 1]  # type: ignore[union-attr]
+    assert banks._different(torch.arange(4), texts).kind is None

@@ -16,7 +16,6 @@ from crossfeed.describe.schema import Ecosystem
 from crossfeed.errors import SettingError
 from crossfeed.estimate.audited import Audited, Findings, Groups, Judgement, Progress, Seen, Stages, Work, mean_reward
 from crossfeed.estimate.bank import LIMIT, Bank, build_bank, plain
-from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.checks import all_checks, effective, way
 from crossfeed.estimate.draws import Draws, EvaluationDraw
 from crossfeed.estimate.estimator import Estimate, estimate_legs, prepare
@@ -109,47 +108,22 @@ def audit_networks(
     rounds = rounds or point.rounds_left
     if rounds < 1:
         raise SettingError(f"rounds: found {rounds}; need at least 1")
-    size = size or default_size(point, route)
     seed = eco.seed if seed is None else seed
     if route.solver == "matrix-free":
+        size = size or FREE_SIZE
         return audit_free(eco, point, route.pathwise, rounds, size, seed, look_ahead, clock)
-    models = {name: differentiable(network) for name, network in point.networks.items()}
     recorded = _recorded(outputs or {}, point)
-    look_ahead = look_ahead and not recorded
+    at = places_of(point, rounds, look_ahead and not recorded, limit)
+    size = size or default_size(point, route, len(at))
     keeping = {"limit": limit, "projection": projection, "spill": spill, "memory": memory}
-    work = _Work(eco, point, models, seed, keeping, recorded, clock)
-    moving = look_ahead and all(plain(model, limit) for model in models.values())
-    at = places(rounds, PLACES) if moving else [0]
-    ends = borders(at, rounds)
-    reach = max(stop - first for first, stop in pairwise(ends))
-    legs: list[Leg] = []
-    centres: list[dict[str, Tensor]] = []
-    seen: list[list[EvaluationDraw]] = []
-    held: dict[str, float] = {}
-    for k, place in enumerate(at):
-        last = k == len(at) - 1
-        with clock.stage("solving"):
-            centres.append(position(legs, centres, place) if k else {})
-            if k:
-                for name, share in held_back(legs[-1], models, centres[-2], centres[-1]).items():
-                    was = centres[-2].get(name, torch.zeros(()))
-                    centres[-1][name] = was + share * (centres[-1][name] - was)
-                    held[name] = min(held.get(name, 1.0), share)
-        with shifted(point.networks, centres[-1]):
-            bank, answers = work.bank(size if last else size.on_the_way, k, last)
-        seen.append(answers)
-        with clock.stage("solving"):
-            horizon, system = prepare(eco, bank, rounds=rounds, first_round=point.round + 1, reach=reach)
-            legs.append(Leg(bank, horizon, system, ends[k], ends[k + 1]))
+    work = _Work(eco, point, seed, keeping, recorded, clock)
+    legs, seen, held = _walk(work, at, rounds, size)
     with clock.stage("solving"):
         found = estimate_legs(eco, legs)
         values = [[mean_reward(draw.rewards, draw.clusters) for draw in answers] for answers in seen]
-        if len(at) > 1:
-            ahead = between(
-                at, rounds, torch.tensor([[value for value, _ in row] for row in values], dtype=torch.float64)
-            )
-        else:
-            ahead = course(legs[0].bank, legs[0].system, legs[0].horizon)
+        means = torch.tensor([[value for value, _ in row] for row in values], dtype=torch.float64)
+        one = legs[0]
+        ahead = between(at, rounds, means) if len(at) > 1 else course(one.bank, one.system, one.horizon)
     with clock.stage("checking"):
         checks = all_checks(found.legs, found.answers, ahead, found.errors)
         if len(at) > 1:
@@ -171,6 +145,43 @@ def audit_networks(
     )
 
 
+def places_of(point: Point, rounds: int, look_ahead: bool = True, limit: int = LIMIT) -> list[int]:
+    """After which rounds an audit with a bank takes gradients; now alone (0), if some model is kept in its samples' span."""
+    models = [differentiable(network) for network in point.networks.values()]
+    return places(rounds, PLACES) if look_ahead and all(plain(model, limit) for model in models) else [0]
+
+
+def _walk(
+    work: _Work, at: Sequence[int], rounds: int, size: Size
+) -> tuple[list[Leg], list[list[EvaluationDraw]], dict[str, float]]:
+    """Take gradients along the course that these very gradients predict: legs, answers to evaluations by place, and the smallest
+    share of a predicted way that a model was let go.
+    """
+    ends, networks = borders(at, rounds), work.point.networks
+    reach = max(stop - first for first, stop in pairwise(ends))
+    legs: list[Leg] = []
+    seen: list[list[EvaluationDraw]] = []
+    held: dict[str, float] = {}
+    centres: list[dict[str, Tensor]] = [{}]
+    for k, place in enumerate(at):
+        if k:
+            with work.clock.stage("solving"):
+                there = position(legs, centres, place)
+                for name, share in held_back(legs[-1], work.models, centres[-1], there).items():
+                    was = centres[-1].get(name, torch.zeros(()))
+                    there[name] = was + share * (there[name] - was)
+                    held[name] = min(held.get(name, 1.0), share)
+                centres.append(there)
+        last = k == len(at) - 1
+        with shifted(networks, centres[-1]):
+            bank, answers = work.bank(size if last else size.on_the_way, k, last)
+        seen.append(answers)
+        with work.clock.stage("solving"):
+            horizon, system = prepare(work.eco, bank, rounds=rounds, first_round=work.point.round + 1, reach=reach)
+            legs.append(Leg(bank, horizon, system, ends[k], ends[k + 1]))
+    return legs, seen, held
+
+
 def _rougher(found: Estimate) -> Tensor:
     """The influence matrix from the first and the last place alone; where there are no others, from the last."""
     first, last = found.legs[0], found.legs[-1]
@@ -183,11 +194,13 @@ def _rougher(found: Estimate) -> Tensor:
     return torch.stack([g.T @ x for g, x in zip(goals, end, strict=True)]).sum(0)
 
 
-def default_size(point: Point, route: Route) -> Size:
-    """Samples of an audit that is not told how many."""
+def default_size(point: Point, route: Route, number: int) -> Size:
+    """Samples at each of ``number`` places of an audit that is not told how many."""
     if route.solver == "matrix-free":
         return FREE_SIZE
-    return Size(1000, 1000) if point.world.medium == "text" else Size()
+    if point.world.medium == "text":
+        return Size(1000, 1000)
+    return Size() if number > 1 else Size(4000, 4000)
 
 
 def _findings(found: Estimate, ahead: Course, at: list[int]) -> Findings:
@@ -263,13 +276,13 @@ class _Work:
         self,
         eco: Ecosystem,
         point: Point,
-        models: Mapping[str, Differentiable],
         seed: int,
         keeping: Mapping[str, Any],
         recorded: Mapping[str, Recorded],
         clock: Stages,
     ) -> None:
-        self.eco, self.point, self.models, self.seed = eco, point, models, seed
+        self.eco, self.point, self.seed = eco, point, seed
+        self.models = {name: differentiable(network) for name, network in point.networks.items()}
         self.keeping, self.clock = keeping, clock
         self.recorded, self.clusters = recorded, 0
 

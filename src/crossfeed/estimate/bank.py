@@ -257,22 +257,24 @@ class _Different:
         return torch.zeros(len(self.first), dtype=shares.dtype).index_add(0, self.kind, shares)
 
 
-def _different(prompts: Tensor, outputs: Any, copies: int = 1) -> _Different:
+def _different(prompts: Tensor, outputs: Any, copies: int = 1, sampled: bool = False) -> _Different:
     """Texts that stand several times for the same prompt have the same likelihood, whose gradients need no second pass.
 
     Args:
         prompts: (n,).
         outputs: n outputs.
         copies: Most of one kind that count as different, where something random is worked out of each.
+        sampled: As they were sampled: the same words may be of other tokens.
     """
     if not isinstance(outputs, list):
         return _Different()
-    kinds: dict[tuple[int, Any, int], int] = {}
-    seen: Counter[tuple[int, Any]] = Counter()
+    kinds: dict[tuple[Any, ...], int] = {}
+    seen: Counter[tuple[Any, ...]] = Counter()
     numbers = []
-    for pair in zip(prompts.tolist(), outputs, strict=True):
-        numbers.append(kinds.setdefault((*pair, seen[pair] % copies), len(kinds)))
-        seen[pair] += 1
+    for prompt, text in zip(prompts.tolist(), outputs, strict=True):
+        one = (prompt, text, tuple(getattr(text, "tokens", ())) if sampled else ())
+        numbers.append(kinds.setdefault((*one, seen[one] % copies), len(kinds)))
+        seen[one] += 1
     kind = torch.tensor(numbers)
     if len(kinds) == len(kind):
         return _Different()
@@ -376,7 +378,7 @@ class _Rows:
                 known = self.known["loss", id(outputs)]
                 found = torch.neg(known, out=self._empty(*known.shape, dtype=known.dtype))
             else:
-                apart = _different(prompts, outputs)
+                apart = _different(prompts, outputs, sampled=True)
                 batch = self.model.score_batch(*_of(prompts, outputs, apart.first))
                 found = apart.every(
                     self._stored(

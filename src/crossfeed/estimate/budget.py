@@ -9,11 +9,11 @@ from pathlib import Path
 
 from crossfeed.describe.schema import Curated, Ecosystem, Picks, Raw, Real, Source, source_names
 from crossfeed.errors import SettingError
-from crossfeed.estimate.bank import CURVATURE, HELD, LIMIT, build_bank, plain
+from crossfeed.estimate.audit import places_of
+from crossfeed.estimate.bank import CURVATURE, HELD, LIMIT, build_bank
 from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.derivatives import ROWS_BYTES
 from crossfeed.estimate.estimator import estimate
-from crossfeed.estimate.legs import PLACES, places
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.points import Point
@@ -61,12 +61,6 @@ class Need:
             return self
         fits = self.bytes - self.spillable <= SHARE * free and 0 < self.spillable <= SHARE * disk
         return replace(self, disk=self.spillable) if fits else None
-
-
-def places_of(point: Point, rounds: int, look_ahead: bool, limit: int = LIMIT) -> int:
-    """In how many places an audit takes gradients."""
-    models = {name: differentiable(network) for name, network in point.networks.items()}
-    return len(places(rounds, PLACES)) if look_ahead and all(plain(model, limit) for model in models.values()) else 1
 
 
 def need_of(point: Point, size: Size, limit: int = LIMIT, number: int = 1, projection: int | None = None) -> Need:
@@ -327,7 +321,7 @@ class BankBudget:
     @property
     def number(self) -> int:
         """Places at which gradients are taken."""
-        return places_of(self.point, self.rounds, self.look_ahead)
+        return len(places_of(self.point, self.rounds, self.look_ahead))
 
     def pace(self, like: Size, budget: float, progress: Callable[[str, int, int], None] | None) -> Timed:
         """Time a pilot."""

@@ -142,7 +142,17 @@ def audit_networks_report(
         samples = _whole(budget)
     spent["opening the models"], begun = time.perf_counter() - begun, time.perf_counter()
     size, chosen, memory = _chosen(
-        point, route, samples, seconds, rounds or point.rounds_left, seed, look_ahead, projection, spill, progress, tell
+        point,
+        route,
+        samples,
+        seconds,
+        rounds or point.rounds_left,
+        seed,
+        look_ahead and not outputs,
+        projection,
+        spill,
+        progress,
+        tell,
     )
     if seconds is not None:
         spent["timing a few samples"] = time.perf_counter() - begun
@@ -231,11 +241,12 @@ def _chosen(
     tell: Tell | None,
 ) -> tuple[Size, str | None, int | None]:
     """How many samples, why where they were chosen from a time, and the memory for what could be in files; memory is looked at first."""
-    from crossfeed.estimate.audit import default_size
+    from crossfeed.estimate.audit import default_size, places_of
     from crossfeed.estimate.budget import BankBudget, affordable, free_memory, gib, sized
     from crossfeed.estimate.free_budget import FreeBudget
 
-    size, say, chosen = default_size(point, route), tell or (lambda text: None), None
+    places = len(places_of(point, rounds, look_ahead)) if route.solver == "bank" else 1
+    size, say, chosen = default_size(point, route, places), tell or (lambda text: None), None
     seed = point.world.eco.seed if seed is None else seed
     budget: BankBudget | FreeBudget = BankBudget(point, rounds, look_ahead, seed, projection, spill)
     if route.solver == "matrix-free":
