@@ -215,7 +215,10 @@ def test_equal_texts_are_gone_through_once(
         draws,
         sources=[
             replace(
-                d, prompts=d.prompts * 0 + d.prompts[0], outputs=d.outputs[:1] * (len(d.outputs) - 1) + d.outputs[-1:]
+                d,
+                prompts=d.prompts * 0 + d.prompts[0],
+                clusters=d.clusters * 0 + d.clusters[0],
+                outputs=d.outputs[:1] * (len(d.outputs) - 1) + d.outputs[-1:],
             )
             for d in draws.sources
         ],

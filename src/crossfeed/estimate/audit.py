@@ -17,8 +17,9 @@ from crossfeed.errors import SettingError
 from crossfeed.estimate.audited import Audited, Findings, Groups, Judgement, Progress, Seen, Stages, Work, mean_reward
 from crossfeed.estimate.bank import LIMIT, Bank, build_bank, plain
 from crossfeed.estimate.checks import all_checks, effective, way
+from crossfeed.estimate.composition import composed
 from crossfeed.estimate.draws import Draws, EvaluationDraw
-from crossfeed.estimate.estimator import Estimate, estimate_legs, prepare
+from crossfeed.estimate.estimator import Estimate, estimate_legs, prepare, rounds_ahead
 from crossfeed.estimate.free_audit import FREE_SIZE, FreeAudit, audit_free
 from crossfeed.estimate.influence import outcomes
 from crossfeed.estimate.legs import PLACES, Leg, borders, over, places, travel
@@ -158,6 +159,7 @@ def _walk(
     share of a predicted way that a model was let go.
     """
     ends, networks = borders(at, rounds), work.point.networks
+    ahead = rounds_ahead(work.eco, rounds, work.point.round + 1)
     reach = max(stop - first for first, stop in pairwise(ends))
     legs: list[Leg] = []
     seen: list[list[EvaluationDraw]] = []
@@ -173,8 +175,9 @@ def _walk(
                     held[name] = min(held.get(name, 1.0), share)
                 centres.append(there)
         last = k == len(at) - 1
+        asked = composed(work.point.world, work.point.prompts, ahead, ends[k], ends[k + 1])
         with shifted(networks, centres[-1]):
-            bank, answers = work.bank(size if last else size.on_the_way, k, last)
+            bank, answers = work.bank(size if last else size.on_the_way, k, last, asked)
         seen.append(answers)
         with work.clock.stage("solving"):
             horizon, system = prepare(work.eco, bank, rounds=rounds, first_round=work.point.round + 1, reach=reach)
@@ -286,7 +289,9 @@ class _Work:
         self.keeping, self.clock = keeping, clock
         self.recorded, self.clusters = recorded, 0
 
-    def bank(self, size: Size, number: int, judge: bool) -> tuple[Bank, list[EvaluationDraw]]:
+    def bank(
+        self, size: Size, number: int, judge: bool, prompts: Mapping[str, Tensor]
+    ) -> tuple[Bank, list[EvaluationDraw]]:
         """Gradients of new samples, and answers to the evaluations; gradients of these, too, if asked for."""
         point, clock = self.point, self.clock
         with clock.stage("sampling", outputs_of(self.eco, size)) as advance:
@@ -294,7 +299,7 @@ class _Work:
                 point.world,
                 point.networks,
                 point.rewards,
-                point.prompts,
+                prompts,
                 size,
                 self.seed + 7919 * number,
                 advance,

@@ -257,11 +257,11 @@ class _Different:
         return torch.zeros(len(self.first), dtype=shares.dtype).index_add(0, self.kind, shares)
 
 
-def _different(prompts: Tensor, outputs: Any, copies: int = 1, sampled: bool = False) -> _Different:
+def _different(clusters: Tensor, outputs: Any, copies: int = 1, sampled: bool = False) -> _Different:
     """Texts that stand several times for the same prompt have the same likelihood, whose gradients need no second pass.
 
     Args:
-        prompts: (n,).
+        clusters: (n,) of samples, which texts share that answer the same words.
         outputs: n outputs.
         copies: Most of one kind that count as different, where something random is worked out of each.
         sampled: As they were sampled: the same words may be of other tokens.
@@ -271,8 +271,8 @@ def _different(prompts: Tensor, outputs: Any, copies: int = 1, sampled: bool = F
     kinds: dict[tuple[Any, ...], int] = {}
     seen: Counter[tuple[Any, ...]] = Counter()
     numbers = []
-    for prompt, text in zip(prompts.tolist(), outputs, strict=True):
-        one = (prompt, text, tuple(getattr(text, "tokens", ())) if sampled else ())
+    for cluster, text in zip(clusters.tolist(), outputs, strict=True):
+        one = (cluster, text, tuple(getattr(text, "tokens", ())) if sampled else ())
         numbers.append(kinds.setdefault((*one, seen[one] % copies), len(kinds)))
         seen[one] += 1
     kind = torch.tensor(numbers)
@@ -323,7 +323,7 @@ class _Rows:
             self._check_any([self.loss(draw) for draw in unique.values()])
             return self.basis
         self.large = sum(p.numel() for p in self.parameters.values()) > limit
-        apart = {key: _different(draw.all_prompts, draw.outputs) for key, draw in unique.items()}
+        apart = {key: _different(draw.all_clusters, draw.outputs) for key, draw in unique.items()}
         raw = {key: self._stored(*self._loss_of(draw, apart[key].first)) for key, draw in unique.items()}
         self._check_any(list(raw.values()))
         if training is not None:
@@ -341,14 +341,14 @@ class _Rows:
         """(n·K, r) ∇ℓ of a source's candidates."""
         key = ("loss", id(draw.outputs))
         if key not in self.known:
-            apart = _different(draw.all_prompts, draw.outputs)
+            apart = _different(draw.all_clusters, draw.outputs)
             self._keep(key, draw.outputs, apart.every(self._stored(*self._loss_of(draw, apart.first))))
         return self.known[key]
 
     def score(self, draw: SourceDraw) -> Tensor:
         """(n·K, r) ∇log q of a source's candidates, as this model made them."""
         made = draw.outputs if draw.made is None else draw.made
-        return self._score(draw.all_prompts, made, draw.temperature, draw.name)
+        return self._score(draw, made, draw.temperature)
 
     def curvature(self, draw: SourceDraw, most: int) -> tuple[Tensor, Tensor]:
         """(m, r) rows of the Gauss–Newton matrix on a source's candidates, and which these are (m,)."""
@@ -356,7 +356,7 @@ class _Rows:
         if key not in self.known:
             own = torch.Generator(self.model.device).manual_seed(self.seed)
             prompts, outputs = _of(draw.all_prompts, draw.outputs, some)
-            apart = _different(prompts, outputs, COPIES)
+            apart = _different(draw.all_clusters[some], outputs, COPIES)
             batch = self.model.curvature_batch(*_of(prompts, outputs, apart.first), own)
             rows = self._stored(self.model.curvature_terms, batch, f"curvature on {draw.name}")
             self._keep(key, draw.outputs, apart.every(rows))
@@ -369,20 +369,20 @@ class _Rows:
 
     def answers(self, draw: EvaluationDraw) -> Tensor:
         """(n·K, r) ∇log q of the answers of an evaluation."""
-        return self._score(draw.all_prompts, draw.outputs, 1.0, draw.name)
+        return self._score(draw, draw.outputs, 1.0)
 
-    def _score(self, prompts: Tensor, outputs: Any, temperature: float, name: str) -> Tensor:
+    def _score(self, draw: SourceDraw | EvaluationDraw, outputs: Any, temperature: float) -> Tensor:
         key = ("score", id(outputs), temperature)
         if key not in self.known:
             if self.model.loss_is_score and temperature == 1 and ("loss", id(outputs)) in self.known:
                 known = self.known["loss", id(outputs)]
                 found = torch.neg(known, out=self._empty(*known.shape, dtype=known.dtype))
             else:
-                apart = _different(prompts, outputs, sampled=True)
-                batch = self.model.score_batch(*_of(prompts, outputs, apart.first))
+                apart = _different(draw.all_clusters, outputs, sampled=True)
+                batch = self.model.score_batch(*_of(draw.all_prompts, outputs, apart.first))
                 found = apart.every(
                     self._stored(
-                        lambda p, b: self.model.log_probs(p, b, temperature), batch, f"log-likelihoods on {name}"
+                        lambda p, b: self.model.log_probs(p, b, temperature), batch, f"log-likelihoods on {draw.name}"
                     )
                 )
             self._keep(key, outputs, found)

@@ -75,6 +75,11 @@ class SourceDraw:
         """(n·K,) the prompt of every candidate."""
         return self.prompts.repeat_interleave(self.candidates)
 
+    @property
+    def all_clusters(self) -> Tensor:
+        """(n·K,) the cluster of every candidate."""
+        return self.clusters.repeat_interleave(self.candidates)
+
     def groupings(self, rule: Rule | None = None) -> list[Grouping]:
         """The groups as they were drawn, and K − 1 other groupings of the same candidates: shuffled within clusters, by a fixed seed.
 
@@ -166,6 +171,11 @@ class EvaluationDraw:
     def all_prompts(self) -> Tensor:
         """(n·K,) the prompt of every answer."""
         return self.prompts.repeat_interleave(self.rewards.shape[1])
+
+    @property
+    def all_clusters(self) -> Tensor:
+        """(n·K,) the cluster of every answer."""
+        return self.clusters.repeat_interleave(self.rewards.shape[1])
 
 
 @dataclass(frozen=True, eq=False)

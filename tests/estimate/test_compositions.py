@@ -1,0 +1,71 @@
+"""Inputs of outputs in the rounds to come, against the inputs that a real run hands on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_estimates import SGD, opened, trained_by
+
+from crossfeed.describe.schema import Curated, Cycle, Ecosystem, Raw, Real, Update
+from crossfeed.estimate.composition import composed
+from crossfeed.estimate.estimator import rounds_ahead
+from crossfeed.estimate.points import Point, open_point
+from networks import tiny
+
+
+def crossed(folder: Path, **more: object) -> Ecosystem:
+    """p: half its own data, half q's answers; q: its own data, p's answers and answers to p's data, which are named."""
+    eco = trained_by(tiny.languages(folder, lora=False), SGD)
+    data = {n: next(s.data for s in m.sources if isinstance(s, Real)) for n, m in eco.models.items()}
+    sources = {
+        "p": [Real(data=data["p"], weight=0.5), Raw(producer="q", weight=0.5)],
+        "q": [
+            Real(data=data["q"], weight=0.25),
+            Curated(producer="p", weight=0.25, candidates=2),
+            Raw(producer="q", weight=0.5, inputs=data["p"], name="named"),
+        ],
+    }
+    models = {n: m.model_copy(update={"sources": sources[n]}) for n, m in eco.models.items()}
+    return Ecosystem.model_validate(eco.model_copy(update={"models": models} | more).model_dump())
+
+
+@pytest.fixture
+def point(tmp_path: Path) -> Point:
+    return open_point(crossed(tmp_path), device="cpu")
+
+
+def share(point: Point, asked: torch.Tensor, name: str) -> float:
+    """Of a list of inputs, those that are in the data of a model."""
+    own = next(s.data for s in point.world.eco.models[name].sources if isinstance(s, Real))
+    texts = {point.world.prompts.texts[i] for i in point.world.data[own].inputs().tolist()}
+    return sum(point.world.prompts.texts[i] in texts for i in asked.tolist()) / len(asked)
+
+
+def test_inputs_spread_round_by_round(point: Point) -> None:
+    """By hand: (share of p's data in p's inputs, in q's): (1, 0), then (½·1 + ½·0, ½ + ¼·1 + …)."""
+    rounds = rounds_ahead(point.world.eco, 6)
+    p, q = 1.0, 0.0
+    for number in range(6):
+        found = composed(point.world, point.prompts, rounds, number, number + 1)
+        assert share(point, found["p"], "p") == pytest.approx(p, abs=0.02)
+        assert share(point, found["q"], "p") == pytest.approx(q, abs=0.02)
+        p, q = 0.5 + 0.5 * q, 0.25 * p + 0.5
+    whole = composed(point.world, point.prompts, rounds, 0, 2)
+    assert share(point, whole["p"], "p") == pytest.approx((1 + 0.5) / 2, abs=0.02)
+
+
+def test_only_models_that_update_hand_on(tmp_path: Path) -> None:
+    """q alone is trained in the first round, so p asks what it did."""
+    eco = crossed(tmp_path, update=Update(order=Cycle(rounds=[[["q"]], [["p"]]])))
+    point = open_point(eco, device="cpu")
+    found = composed(point.world, point.prompts, rounds_ahead(eco, 2), 1, 2)
+    assert torch.equal(found["p"], point.prompts["p"])
+    assert share(point, found["q"], "p") == pytest.approx(0.75, abs=0.02)
+
+
+def test_without_inputs_nothing_changes() -> None:
+    point = opened(tiny.flows(samples=50))
+    found = composed(point.world, point.prompts, rounds_ahead(point.world.eco, 3), 0, 3)
+    assert all(torch.equal(found[name], own) for name, own in point.prompts.items())
