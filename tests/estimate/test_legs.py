@@ -20,6 +20,7 @@ from crossfeed.estimate.bank import Bank
 from crossfeed.estimate.checks import consistency, way
 from crossfeed.estimate.derivatives import flatten
 from crossfeed.estimate.estimator import COURSE_NOISE, Estimate, estimate_legs, prepare
+from crossfeed.estimate.kinds import Kinds, kinds_of
 from crossfeed.estimate.legs import Leg, borders, places, weights_at
 from crossfeed.estimate.lookahead import between, drift, held_back, position
 from crossfeed.estimate.network_draws import Size, network_draws
@@ -233,7 +234,7 @@ def test_equal_texts_are_gone_through_once(
 
         with monkeypatch.context() as patch:
             if copies:
-                patch.setattr(banks, "_different", lambda *_, **__: banks._Different())
+                patch.setattr(banks, "kinds_of", lambda *_, **__: Kinds())
             models = {name: differentiable(network) for name, network in point.networks.items()}
             trainings = {name: node.train for name, node in eco.models.items()}
             bank = banks.build_bank(models, draws, trainings, limit=10**9, advance=advance)
@@ -249,10 +250,10 @@ def test_equal_words_of_other_tokens_have_their_own_scores() -> None:
     one, two = Answer("ab"), Answer("ab")
     one.tokens, two.tokens = [5, 6, 0], [7, 0]
     asked, texts = torch.zeros(4, dtype=torch.int64), [one, two, one, "ab"]
-    assert banks._different(asked, texts).kind.tolist() == [0, 0, 0, 0]  # type: ignore[union-attr]
-    found = banks._different(asked, texts, sampled=True)
+    assert kinds_of(asked, texts).kind.tolist() == [0, 0, 0, 0]  # type: ignore[union-attr]
+    found = kinds_of(asked, texts, sampled=True)
     assert found.kind.tolist() == [0, 1, 0, 2]  # type: ignore[union-attr]
     assert found.first.tolist() == [0, 1, 3]  # type: ignore[union-attr]
     assert found.summed(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [4, 2, 4]
-    assert banks._different(asked, texts, copies=2).kind.tolist() == [0, 1, 0, 1]  # type: ignore[union-attr]
-    assert banks._different(torch.arange(4), texts).kind is None
+    assert kinds_of(asked, texts, copies=2).kind.tolist() == [0, 1, 0, 1]  # type: ignore[union-attr]
+    assert kinds_of(torch.arange(4), texts).kind is None

@@ -8,7 +8,6 @@ What does not fit into memory is in files (:mod:`crossfeed.estimate.spill`).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,10 @@ from crossfeed.estimate.base import Batch, Differentiable, ExactCurvature
 from crossfeed.estimate.coordinates import Coordinates, coordinates
 from crossfeed.estimate.derivatives import Fn, flatten, in_order, indexed_rows
 from crossfeed.estimate.draws import Draws, EvaluationDraw, SourceDraw, some_candidates
+from crossfeed.estimate.kinds import COPIES, kinds_of, some_of
 from crossfeed.estimate.projection import PLACES, Projection
 from crossfeed.estimate.spill import Room
 from crossfeed.estimate.steps import adam_scale
-from crossfeed.record.pool import take
 
 Advance = Callable[[int], None]
 
@@ -34,8 +33,6 @@ LIMIT = 3000
 """Models with more parameters are kept in their samples' span."""
 CURVATURE = 4000
 """Most outputs whose curvature is worked out, of those that a model is trained on from one producer."""
-COPIES = 4
-"""Directions in which the curvature of one text is worked out, where it stands so often."""
 HELD = 1 << 28
 """Bytes of gradients that are gone through at once."""
 
@@ -234,58 +231,6 @@ def mirrors(model: Differentiable, draw: SourceDraw) -> bool:
     return own and model.loss_is_score and draw.temperature == 1 and not isinstance(model, ExactCurvature)
 
 
-@dataclass(frozen=True, eq=False)
-class _Different:
-    """Which of some samples differ; None where all do.
-
-    Attributes:
-        first: (m,) the first of each kind.
-        kind: (n,) the kind of each sample.
-    """
-
-    first: Tensor | None = None
-    kind: Tensor | None = None
-
-    def every(self, rows: Tensor) -> Tensor:
-        """Rows of kinds (m, r) as rows of samples (n, r)."""
-        return rows if self.kind is None else rows[self.kind]
-
-    def summed(self, shares: Tensor) -> Tensor:
-        """Shares of samples (n,) as shares of kinds (m,)."""
-        if self.kind is None or self.first is None:
-            return shares
-        return torch.zeros(len(self.first), dtype=shares.dtype).index_add(0, self.kind, shares)
-
-
-def _different(clusters: Tensor, outputs: Any, copies: int = 1, sampled: bool = False) -> _Different:
-    """Texts that stand several times for the same prompt have the same likelihood, whose gradients need no second pass.
-
-    Args:
-        clusters: (n,) of samples, which texts share that answer the same words.
-        outputs: n outputs.
-        copies: Most of one kind that count as different, where something random is worked out of each.
-        sampled: As they were sampled: the same words may be of other tokens.
-    """
-    if not isinstance(outputs, list):
-        return _Different()
-    kinds: dict[tuple[Any, ...], int] = {}
-    seen: Counter[tuple[Any, ...]] = Counter()
-    numbers = []
-    for cluster, text in zip(clusters.tolist(), outputs, strict=True):
-        one = (cluster, text, tuple(getattr(text, "tokens", ())) if sampled else ())
-        numbers.append(kinds.setdefault((*one, seen[one] % copies), len(kinds)))
-        seen[one] += 1
-    kind = torch.tensor(numbers)
-    if len(kinds) == len(kind):
-        return _Different()
-    first = torch.full((len(kinds),), len(kind)).scatter_reduce(0, kind, torch.arange(len(kind)), "amin")
-    return _Different(first, kind)
-
-
-def _of(prompts: Tensor, outputs: Any, some: Tensor | None) -> tuple[Tensor, Any]:
-    return (prompts, outputs) if some is None else (prompts[some], take(outputs, some))
-
-
 class _Rows:
     """Gradients of one model on the samples it has to do with, in its coordinates; the same outputs are gone through once."""
 
@@ -323,7 +268,7 @@ class _Rows:
             self._check_any([self.loss(draw) for draw in unique.values()])
             return self.basis
         self.large = sum(p.numel() for p in self.parameters.values()) > limit
-        apart = {key: _different(draw.all_clusters, draw.outputs) for key, draw in unique.items()}
+        apart = {key: kinds_of(draw.all_clusters, draw.outputs) for key, draw in unique.items()}
         raw = {key: self._stored(*self._loss_of(draw, apart[key].first)) for key, draw in unique.items()}
         self._check_any(list(raw.values()))
         if training is not None:
@@ -341,7 +286,7 @@ class _Rows:
         """(n·K, r) ∇ℓ of a source's candidates."""
         key = ("loss", id(draw.outputs))
         if key not in self.known:
-            apart = _different(draw.all_clusters, draw.outputs)
+            apart = kinds_of(draw.all_clusters, draw.outputs)
             self._keep(key, draw.outputs, apart.every(self._stored(*self._loss_of(draw, apart.first))))
         return self.known[key]
 
@@ -355,9 +300,9 @@ class _Rows:
         some, key = some_candidates(draw, most, self.seed), ("curvature", id(draw.outputs))
         if key not in self.known:
             own = torch.Generator(self.model.device).manual_seed(self.seed)
-            prompts, outputs = _of(draw.all_prompts, draw.outputs, some)
-            apart = _different(draw.all_clusters[some], outputs, COPIES)
-            batch = self.model.curvature_batch(*_of(prompts, outputs, apart.first), own)
+            prompts, outputs = some_of(draw.all_prompts, draw.outputs, some)
+            apart = kinds_of(draw.all_clusters[some], outputs, COPIES)
+            batch = self.model.curvature_batch(*some_of(prompts, outputs, apart.first), own)
             rows = self._stored(self.model.curvature_terms, batch, f"curvature on {draw.name}")
             self._keep(key, draw.outputs, apart.every(rows))
         return self.known[key], some
@@ -378,8 +323,8 @@ class _Rows:
                 known = self.known["loss", id(outputs)]
                 found = torch.neg(known, out=self._empty(*known.shape, dtype=known.dtype))
             else:
-                apart = _different(draw.all_clusters, outputs, sampled=True)
-                batch = self.model.score_batch(*_of(draw.all_prompts, outputs, apart.first))
+                apart = kinds_of(draw.all_clusters, outputs, sampled=True)
+                batch = self.model.score_batch(*some_of(draw.all_prompts, outputs, apart.first))
                 found = apart.every(
                     self._stored(
                         lambda p, b: self.model.log_probs(p, b, temperature), batch, f"log-likelihoods on {draw.name}"
@@ -391,7 +336,7 @@ class _Rows:
     def _loss_of(self, draw: SourceDraw, some: Tensor | None = None) -> tuple[Fn, Batch, str]:
         """Of all candidates, or of some."""
         generator = torch.Generator(self.model.device).manual_seed(self.seed)
-        prompts, outputs = _of(draw.all_prompts, draw.outputs, some)
+        prompts, outputs = some_of(draw.all_prompts, draw.outputs, some)
         return self.model.losses, self.model.loss_batch(prompts, outputs, generator), f"losses on {draw.name}"
 
     def _check_any(self, rows: list[Tensor]) -> None:

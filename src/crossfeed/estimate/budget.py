@@ -9,7 +9,6 @@ from pathlib import Path
 
 from crossfeed.describe.schema import Curated, Ecosystem, Picks, Raw, Real, Source, source_names
 from crossfeed.errors import SettingError
-from crossfeed.estimate.audit import places_of
 from crossfeed.estimate.bank import CURVATURE, HELD, LIMIT, build_bank
 from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.derivatives import ROWS_BYTES
@@ -19,6 +18,7 @@ from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.points import Point
 from crossfeed.estimate.spill import SHARE, free_disk, spill_folder
 from crossfeed.estimate.spill import free_memory as free_memory
+from crossfeed.estimate.walk import places_of
 from crossfeed.retraining.picking import outputs_a_row
 
 LEAST, MOST = 64, 1_000_000

@@ -241,9 +241,10 @@ def _chosen(
     tell: Tell | None,
 ) -> tuple[Size, str | None, int | None]:
     """How many samples, why where they were chosen from a time, and the memory for what could be in files; memory is looked at first."""
-    from crossfeed.estimate.audit import default_size, places_of
+    from crossfeed.estimate.audit import default_size
     from crossfeed.estimate.budget import BankBudget, affordable, free_memory, gib, sized
     from crossfeed.estimate.free_budget import FreeBudget
+    from crossfeed.estimate.walk import places_of
 
     places = len(places_of(point, rounds, look_ahead)) if route.solver == "bank" else 1
     size, say, chosen = default_size(point, route, places), tell or (lambda text: None), None
