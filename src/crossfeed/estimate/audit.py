@@ -17,7 +17,7 @@ from crossfeed.estimate.bank import LIMIT, Bank
 from crossfeed.estimate.checks import all_checks, effective, way
 from crossfeed.estimate.estimator import Estimate, estimate_legs
 from crossfeed.estimate.free_audit import FREE_SIZE, FreeAudit, audit_free
-from crossfeed.estimate.influence import outcomes
+from crossfeed.estimate.influence import meet, outcomes
 from crossfeed.estimate.legs import over, travel
 from crossfeed.estimate.lookahead import Course, between, course
 from crossfeed.estimate.network_draws import Size
@@ -150,7 +150,7 @@ def _rougher(found: Estimate) -> Tensor:
         legs, pushes = [replace(first, stop=middle), *legs], [found.answers[0].pushes, *pushes]
     end = travel(legs, pushes)[-1].end
     goals = outcomes(found.bank, found.answer.judged, found.answer.system.sizes)
-    return torch.stack([g.T @ x for g, x in zip(goals, end, strict=True)]).sum(0)
+    return meet(goals, end)
 
 
 def default_size(point: Point, route: Route, number: int) -> Size:
@@ -214,7 +214,7 @@ def _unfolding(found: Estimate) -> list[Tensor]:
         path = found.answers[k].path
         assert path is not None
         states = path.after_rounds[1:] if k else path.after_rounds
-        out[:0] = [torch.stack([g.T @ x for g, x in zip(goals, state, strict=True)]).sum(0) for state in states]
+        out[:0] = [meet(goals, state) for state in states]
         if k:
             goals = over(found.legs[k - 1].bank, found.legs[k].bank, goals)
     return out

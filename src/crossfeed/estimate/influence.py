@@ -94,7 +94,7 @@ def solve(
     goals = outcomes(bank, judged, system.sizes)
     response, apart = system.stable(pushes), System.alone(system).stable(pushes)
     weight = system.stable(goals, transpose=True)
-    matrices = _meet(goals, response), _meet(goals, apart), _meet(goals, pushes)
+    matrices = meet(goals, response), meet(goals, apart), meet(goals, pushes)
     return Answer(*matrices, judged, system, pushes, None, None, response, weight)
 
 
@@ -113,14 +113,15 @@ def solve_legs(
     goals = outcomes(last.bank, judged, last.system.sizes)
     paths, backs = travel(legs, pushes), return_(legs, goals)
     apart = travel(legs, pushes, alone=True)[-1].end
-    matrices = _meet(goals, paths[-1].end), _meet(goals, apart), _meet(goals, pushes[-1])
+    matrices = meet(goals, paths[-1].end), meet(goals, apart), meet(goals, pushes[-1])
     return [
         Answer(*matrices, judged, leg.system, list(push), path, way, path.end, way.total)
         for leg, push, path, way in zip(legs, pushes, paths, backs, strict=True)
     ]
 
 
-def _meet(goals: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
+def meet(goals: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
+    """Σ_i g_iᵀ x_i (E, C) of gradients (r_i, E) and states (r_i, C) by model."""
     return torch.stack([g.T @ part for g, part in zip(goals, x, strict=True)]).sum(0)
 
 
