@@ -22,6 +22,7 @@ from torch import Tensor
 
 from crossfeed.describe.schema import Ecosystem
 from crossfeed.estimate.base import Differentiable
+from crossfeed.estimate.composition import composed
 from crossfeed.estimate.draws import Draws
 from crossfeed.estimate.estimator import SHARES, directions_of, most_expansion, rounds_ahead
 from crossfeed.estimate.free_influence import Outcomes
@@ -127,9 +128,8 @@ class Plan:
         """
         part = Size(max(2, size.outputs // BATCHES), max(2, size.evaluation // BATCHES), size.answers)
         point, seed = self.point, self.seed + 7919 * (number + 2 * batch)
-        return network_draws(
-            point.world, point.networks, point.rewards, point.prompts, part, seed, pathwise=self.pathwise
-        )
+        asked = composed(point.world, point.prompts, self.rounds, 0, len(self.rounds))
+        return network_draws(point.world, point.networks, point.rewards, asked, part, seed, pathwise=self.pathwise)
 
     def loop(self, draws: Draws, keep: bool, fisher: float = 0.0) -> MatrixFree:
         """The linearised loop of a batch, with clipping and ridges as the bank has them; ``keep``: the curvature's rows."""
