@@ -34,15 +34,15 @@ def measured(truth: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return slopes.mean(1).T, (slopes.std(1, ddof=1) / math.sqrt(slopes.shape[1])).T
 
 
-def predicted(truth: dict[str, Any], folder: Path, seed: int) -> dict[str, Any]:
-    """All methods' matrices for one ecosystem."""
+def predicted(truth: dict[str, Any], folder: Path, seed: int, outputs: int | None = None) -> dict[str, Any]:
+    """All methods' matrices for one ecosystem; ``outputs``: of each model at each place, instead of the default."""
     number = truth["number"]
     eco = ecosystem(number, folder)
     eco = settled(eco, settle(eco, folder / f"settled-{number:02d}"))
     start = time.process_time()
-    size = (
-        Size(2000, 2000) if kind_of(number) == "language" else None
-    )  # small models give the same texts again and again
+    if outputs is None and kind_of(number) == "language":
+        outputs = 2000  # small models give the same texts again and again
+    size = None if outputs is None else Size(outputs, outputs)
     audit = audit_networks(eco, rounds=ROUNDS, seed=seed, device="cpu", size=size)
     seconds = time.process_time() - start
     now = audit.estimate  # for baselines, at no cost of ours
@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--outputs", type=int, help="of each model at each place; the default: 1500, texts 2000")
     parser.add_argument("--kinds", default="sgd,adamw,language", help="which ecosystems, by commas")
     parser.add_argument("--development", action="store_true", help="leave the held-out ecosystems alone")
     args = parser.parse_args()
@@ -151,7 +152,7 @@ def main() -> None:
         ):
             continue
         truth = json.loads(file.read_text())
-        rows.append({"truth": truth, "found": predicted(truth, args.folder, args.seed)})
+        rows.append({"truth": truth, "found": predicted(truth, args.folder, args.seed, args.outputs)})
         print(f"{number}: {rows[-1]['found']['seconds']:.1f} s", flush=True)
     if args.out:
         args.out.write_text(json.dumps(rows) + "\n")

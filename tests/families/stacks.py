@@ -63,3 +63,11 @@ def stacks() -> list[Stack]:
         Stack("gaussian", full, normal(2, 5) * 0.7, normal(2, 300, 2) @ normal(2, 2) + 1),
         Stack("linear_gaussian", LinearGaussian(covs[:, :2, :2], 3), normal(2, 6), normal(2, 300, 5)),
     ]
+
+
+def real(x: object) -> Tensor:
+    return torch.as_tensor(np.asarray(x), dtype=torch.float64)
+
+
+def moments_of(mean: np.ndarray, cov: np.ndarray) -> Tensor:
+    return real(np.concatenate([mean, (cov + np.outer(mean, mean)).ravel()]))[None]

@@ -36,9 +36,10 @@ def central(eco: schema.Ecosystem, found: Influence, path: str, step: float = 2e
 
 
 CASES = [(family, n) for family in FAMILIES for n in (1, 2, 3, 4, 5, 6)]
-# two-dimensional quadrature under every re-solve: minutes, not seconds
+# two-dimensional quadrature under every re-solve, or many models: minutes, or half of one
 LONG = (
-    {("gaussian", n) for n in (4, 5, 6)}
+    {("gaussian", n) for n in (2, 4, 5, 6)}
+    | {("linear_gaussian", 6)}
     | {("mixed_vectors", n) for n in (5, 6)}
     | {(f, n) for f in FAMILIES for n in (4, 5)}
 )
@@ -58,9 +59,11 @@ def test_influence_equals_central_differences(family: str, num_models: int) -> N
         np.testing.assert_allclose(found.by_evaluation[:, i], truth, rtol=1e-6, atol=1e-7 * scale + 1e-14)
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=[pytest.mark.slow] if f == "gaussian" else []) for f in FAMILIES]
-)
+# the mixed ecosystems have models of these families too
+ALONE = {"gaussian", "gaussian_mean", "linear_gaussian", "categorical"}
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.slow] if f in ALONE else []) for f in FAMILIES])
 def test_every_setting_equals_central_differences(family: str) -> None:
     eco = random_ecosystem(family, 3, seed=5, curation=True)
     program, found = solved(eco)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crossfeed.describe import schema
+from crossfeed.dynamics.kernels import alignment_kernel, real_kernel, source_kernel, stage_kind, stages_of
 from crossfeed.dynamics.program import (
     AlignmentGroup,
     EvaluationInfo,
@@ -20,13 +20,12 @@ from crossfeed.dynamics.program import (
     SourceInfo,
 )
 from crossfeed.dynamics.support import live_outcomes
+from crossfeed.dynamics.tensors import SpecTensors
 from crossfeed.errors import NotAvailableError
 from crossfeed.families import spaces
-from crossfeed.families.alignment import FiniteAlignment, LinearAlignment, VectorAlignment
-from crossfeed.families.finite import Finite, FiniteReal, FiniteSource
-from crossfeed.families.gaussian import GaussianFull, GaussianMean, VectorReal, VectorSource
-from crossfeed.families.gaussian_picks import Stage, VectorReward, directions
-from crossfeed.families.linear import Inputs, LinearGaussian, LinearReal, LinearSource
+from crossfeed.families.finite import Finite
+from crossfeed.families.gaussian import GaussianFull, GaussianMean
+from crossfeed.families.linear import LinearGaussian
 
 STACKED_BASES = 64
 STAGE_KEYS = ("candidates", "temperature", "noise", "other_share")
@@ -48,11 +47,6 @@ def compile_ecosystem(eco: schema.Ecosystem) -> Program:
     return _Compiler(eco).program()
 
 
-def stage_kind(pick: schema.Pick) -> str:
-    """``best`` for τ = 0, ``tilt`` for K = ∞, else ``plackett_luce``."""
-    return "best" if pick.temperature == 0 else "tilt" if math.isinf(pick.candidates) else "plackett_luce"
-
-
 class _Compiler:
     def __init__(self, eco: schema.Ecosystem) -> None:
         self.eco = eco
@@ -60,20 +54,14 @@ class _Compiler:
         self.index = {name: i for i, (name, _) in enumerate(self.models)}
         self.slots: dict[str, int] = {}
         self.values: list[float] = []
-        self.cache: dict[Any, Any] = {}
-        finite = isinstance(eco.space, (schema.Outcomes, schema.Images))
-        self.outcomes = spaces.outcome_set(eco) if finite else None
-        self.live = self.live_outcomes() if finite else np.ones((len(self.models), 0), dtype=bool)
+        self.spec = SpecTensors(eco)
+        self.outcomes = self.spec.outcomes
+        self.live = self.live_outcomes() if self.outcomes else np.ones((len(self.models), 0), dtype=bool)
 
     def slot(self, path: str, value: float) -> int:
         self.slots[path] = len(self.values)
         self.values.append(value)
         return self.slots[path]
-
-    def cached(self, key: Any, make: Any) -> Any:
-        if key not in self.cache:
-            self.cache[key] = make()
-        return self.cache[key]
 
     # --- models ----------------------------------------------------------------------------------------------------
 
@@ -87,9 +75,7 @@ class _Compiler:
             if not isinstance(model.family, schema.Categorical) or model.start is not None:
                 brought.append(everything)
             else:
-                found = [
-                    self.cached(("data", name), lambda n=name: self.real_distribution(n)).numpy() > 0 for name in data
-                ]
+                found = [self.spec.distribution(name).numpy() > 0 for name in data]
                 brought.append(np.any(found, 0) if found else None)
         real = [b for b in brought if b is not None]
         edges = [
@@ -110,7 +96,7 @@ class _Compiler:
             return ("categorical", self.outcomes.size, live.tobytes() if live.size > STACKED_BASES else None), live
         if isinstance(family, schema.LogLinear):
             assert self.outcomes
-            values = self._features(family)
+            values = self.spec.features(family)
             images = self.outcomes.images
             counts = torch.ones(len(values)) if images is None else spaces.tensor(images.counts)
             base = (counts if family.base is None else spaces.tensor(family.base)).log()
@@ -124,21 +110,6 @@ class _Compiler:
         assert isinstance(space, schema.Regression)
         assert isinstance(family, schema.LinearGaussian)
         return ("linear_gaussian",), spaces.as_matrix(family.noise, space.outputs)
-
-    def _features(self, family: schema.LogLinear) -> Tensor:
-        if isinstance(family.features, list):
-            from crossfeed.describe import images
-
-            assert self.outcomes
-            names = tuple(family.features)
-            found: Tensor = self.cached(
-                ("features", names),
-                lambda: spaces.tensor(images.features(self.outcomes.images, names).values),
-            )
-            return found
-        key = ("features", family.features.tobytes())
-        given: Tensor = self.cached(key, lambda: spaces.tensor(family.features))
-        return given
 
     def stack(self, key: tuple[Any, ...], members: list[Any]) -> Any:
         if key[0] == "categorical":
@@ -221,21 +192,22 @@ class _Compiler:
         groups = []
         for members in stacks.values():
             consumers = [i for _, i, _, _ in members]
-            nodes = [s for _, _, s, _ in members]
+            nodes: list[Any] = [s for _, _, s, _ in members]
             consumer_group = self.place[consumers[0]][0]
             row = torch.tensor([self.place[i][1] for i in consumers])
             consumer = self.families[consumer_group].take(row)
             ids = torch.tensor([k for k, _, _, _ in members])
             weights = torch.tensor([w for _, _, _, w in members])
             if isinstance(nodes[0], schema.Real):
-                kernel, index = self.real_kernel(consumer, nodes), None
+                kernel, index = real_kernel(self.spec, consumer, nodes), None
             else:
-                producers = [self.index[s.producer] for s in nodes]  # type: ignore[union-attr]
+                producers = [self.index[s.producer] for s in nodes]
                 made = self.families[self.place[producers[0]][0]].take(
                     torch.tensor([self.place[j][1] for j in producers])
                 )
                 prefixes = [f"{self.models[i][0]}.sources.{infos[k].name}" for k, i, _, _ in members]
-                kernel = self.source_kernel(made, consumer, consumers, nodes, prefixes)
+                described = [self.models[i][1] for i in consumers]
+                kernel = source_kernel(self.spec, made, consumer, described, nodes, self.slots_of(nodes, prefixes))
                 index = torch.stack([self.params[j] for j in producers])
             groups.append(SourceGroup(kernel, ids, consumer_group, row, index, weights))
         return infos, groups
@@ -252,234 +224,36 @@ class _Compiler:
             (
                 stage_kind(p),
                 p.candidates,
-                self.reward_kind(self.curator(j, p)),
-                p.other_curator and self.reward_kind(p.other_curator),
+                self.spec.reward_kind(self.spec.curator(source, p)),
+                p.other_curator and self.spec.reward_kind(p.other_curator),
             )
-            for _, p in _stages(source)
+            for _, p in stages_of(source)
         )
         ranks: tuple[int, ...] = ()
         if self.outcomes is not None:
             stages = tuple((kind, other is not None) for kind, _, _, other in stages)  # type: ignore[misc]
         else:  # quadrature rules depend on it, and no source's numbers may depend on what it is stacked with
-            names = [n for _, p in _stages(source) for n in (self.curator(j, p), p.other_curator) if n]
+            names = [n for _, p in stages_of(source) for n in (self.spec.curator(source, p), p.other_curator) if n]
             ranks = (
-                tuple(self.num_directions((n,)) for n in names)
+                tuple(self.spec.num_directions((n,)) for n in names)
                 if len(stages) < 2
-                else (self.num_directions(tuple(names)),)
+                else (self.spec.num_directions(tuple(names)),)
             )
-        depths = tuple(depth for depth, _ in _stages(source))
+        depths = tuple(depth for depth, _ in stages_of(source))
         mapped = source.map is not None and (source.map.matrix is not None, source.map.shift is not None)
         return ("model", group, self.place[j][0], stages, ranks, depths, mapped, domain)
 
-    def num_directions(self, names: tuple[str, ...]) -> int:
-        """In how many directions of the outcome these rewards can look."""
-
-        def count() -> int:
-            dim = self.outcome_dim()
-            if any(isinstance(self.eco.rewards[n], schema.CallableReward) for n in names):
-                return dim
-            columns = []
-            for g, Q, _ in (self.polynomial(n, dim) for n in names):
-                columns += [g[-dim:, None]] + ([] if Q is None else [Q[-dim:]])
-            return int(torch.linalg.matrix_rank(torch.cat(columns, -1), rtol=1e-12))
-
-        found: int = self.cached(("directions", names), count)
-        return found
-
-    def reward_kind(self, name: str) -> Any:
-        reward = self.eco.rewards[name]
-        return (reward.kind, reward.function) if isinstance(reward, schema.CallableReward) else reward.kind
-
-    def curator(self, producer: int, pick: schema.Pick) -> str:
-        return pick.curator or self.models[producer][1].reward
-
     def slots_of(self, sources: list[schema.Raw | schema.Curated], prefixes: list[str]) -> dict[str, Tensor]:
         keys = {"sampling_temperature": "sampling_temperature"}
-        for number, (depth, _) in enumerate(_stages(sources[0])):
+        for number, (depth, _) in enumerate(stages_of(sources[0])):
             keys |= {f"{number}.{key}": f"{'then.' * depth}{key}" for key in STAGE_KEYS}
         return {key: torch.tensor([self.slots[f"{p}.{path}"] for p in prefixes]) for key, path in keys.items()}
-
-    def source_kernel(
-        self, made: Any, consumer: Any, consumers: list[int], sources: list[Any], prefixes: list[str]
-    ) -> Any:
-        slots = self.slots_of(sources, prefixes)
-        depth = len(_stages(sources[0]))
-        producers = [self.index[s.producer] for s in sources]
-        picks = [[_stages(s)[number][1] for s in sources] for number in range(depth)]
-        if self.outcomes is not None:
-            tables: list[Any] = []
-            for level in picks:
-                table = torch.stack([self.table(self.curator(j, p)) for j, p in zip(producers, level, strict=True)])
-                others = [p.other_curator for p in level]
-                other = torch.stack([self.table(o) for o in others if o]) if all(others) else None
-                tables.append((stage_kind(level[0]), table, other))
-            return FiniteSource(made, consumer, tables, slots)
-        dim = self.outcome_dim()
-        stages = [
-            Stage(
-                stage_kind(level[0]),
-                self.vector_reward([self.curator(j, p) for j, p in zip(producers, level, strict=True)]),
-                self.vector_reward([str(p.other_curator) for p in level]) if level[0].other_curator else None,
-            )
-            for level in picks
-        ]
-        rewards = [r for s in stages for r in (s.reward, s.other) if r is not None]
-        U = directions(rewards, dim) if depth > 1 else None
-        matrix = shift = None
-        if sources[0].map is not None:
-            if sources[0].map.matrix is not None:
-                matrix = torch.stack([spaces.as_matrix(s.map.matrix, dim) for s in sources])
-            if sources[0].map.shift is not None:
-                shift = torch.stack([spaces.tensor(s.map.shift).expand(dim) for s in sources])
-        if isinstance(self.eco.space, schema.Vectors):
-            return VectorSource(made, consumer, stages, U, matrix, shift, slots, self.eco.seed)
-        inputs = spaces.stack_inputs(
-            [self.inputs(self.domain_of(i, s)) for i, s in zip(consumers, sources, strict=True)]
-        )
-        cross = [
-            (
-                self.cross_reward([self.curator(j, p) for j, p in zip(producers, level, strict=True)]),
-                self.cross_reward([str(p.other_curator) for p in level]) if level[0].other_curator else None,
-            )
-            for level in picks
-        ]
-        return LinearSource(made, consumer, inputs, stages, cross, U, matrix, shift, slots, self.eco.seed)
-
-    def real_kernel(self, consumer: Any, sources: list[Any]) -> Any:
-        data = [self.eco.data[s.data] for s in sources]
-        if self.outcomes is not None:
-            p = [self.cached(("data", s.data), lambda s=s: self.real_distribution(s.data)) for s in sources]
-            return FiniteReal(consumer, torch.stack(p))
-        if isinstance(self.eco.space, schema.Vectors):
-            dim = self.eco.space.dim
-            means: list[Tensor] = []
-            covs: list[Tensor] = []
-            rows: list[Tensor | None] = []
-            for d in data:
-                if isinstance(d, schema.MomentsData):
-                    means.append(spaces.tensor(d.mean).expand(dim))
-                    covs.append(spaces.as_matrix(d.cov, dim))
-                    rows.append(None)
-                else:
-                    assert isinstance(d, schema.RowsData)
-                    row = spaces.tensor(d.rows).reshape(-1, dim)
-                    rows.append(row)
-                    means.append(row.mean(0))
-                    covs.append(torch.cov(row.T, correction=0).reshape(dim, dim) + 1e-300 * torch.eye(dim))
-            return VectorReal(consumer, torch.stack(means), torch.stack(covs), rows)
-        assert isinstance(self.eco.space, schema.Regression)
-        outs = self.eco.space.outputs
-        first = data[0]
-        if isinstance(first, schema.TeacherData):
-            inputs = self.inputs(first.domain)
-            answers = inputs.nodes[0] @ spaces.tensor(first.matrix).reshape(outs, -1).T
-            noise = spaces.as_matrix(first.noise, outs)
-        else:
-            assert isinstance(first, schema.PairsData)
-            x = spaces.tensor(first.x).reshape(-1, self.eco.space.inputs)
-            inputs = Inputs(x[None], torch.full((1, len(x)), 1 / len(x), dtype=torch.float64))
-            answers = spaces.tensor(first.y).reshape(-1, outs)
-            noise = torch.zeros(outs, outs, dtype=torch.float64)
-        n = len(sources)
-        return LinearReal(
-            consumer,
-            spaces.stack_inputs([inputs] * n),
-            answers.expand(n, *answers.shape),
-            noise.expand(n, 1, outs, outs),
-        )
-
-    def real_distribution(self, name: str) -> Tensor:
-        data = self.eco.data[name]
-        assert self.outcomes is not None
-        if isinstance(data, schema.ImagesData):
-            from crossfeed.describe import images
-
-            return spaces.tensor(images.distribution(self.outcomes.images, data, f"data.{name}"))
-        if isinstance(data, schema.DistributionData):
-            weights = spaces.tensor(data.weights)
-        else:
-            assert isinstance(data, schema.RowsData)
-            rows = data.rows
-            if rows.dtype.kind in "US":
-                place = {label: k for k, label in enumerate(self.outcomes.labels or [])}
-                rows = np.array([place[str(label)] for label in rows])
-            weights = torch.from_numpy(np.bincount(rows.astype(np.int64), minlength=self.outcomes.size)).double()
-        return weights / weights.sum()
-
-    # --- rewards and domains ---------------------------------------------------------------------------------------
-
-    def table(self, name: str) -> Tensor:
-        found: Tensor = self.cached(("table", name), lambda: spaces.reward_table(self.eco, name, self.outcomes))  # type: ignore[arg-type]
-        return found
-
-    def outcome_dim(self) -> int:
-        space = self.eco.space
-        return space.dim if isinstance(space, schema.Vectors) else space.outputs  # type: ignore[union-attr]
-
-    def polynomial(self, name: str, dim: int) -> tuple[Tensor, Tensor | None, float]:
-        """Vector g (dim,), Q (dim, dim) or None, and constant; in regression rewards on y alone are padded in front."""
-        reward = self.eco.rewards[name]
-        if isinstance(reward, schema.CallableReward):
-            return torch.zeros(dim, dtype=torch.float64), None, 0.0
-        assert isinstance(reward, (schema.LinearReward, schema.QuadraticReward))
-        full = self.eco.space.inputs + self.eco.space.outputs if isinstance(self.eco.space, schema.Regression) else dim
-        small = self.outcome_dim()
-
-        def place(v: Tensor) -> Tensor:
-            if v.shape[-1] == full:
-                return v
-            pad = full - small
-            return torch.nn.functional.pad(v, (pad, 0) if v.ndim == 1 else (pad, 0, pad, 0))
-
-        Q = None
-        given = None if reward.vector is None else spaces.tensor(reward.vector).reshape(-1)
-        if isinstance(reward, schema.QuadraticReward):
-            matrix = spaces.tensor(reward.matrix)
-            Q = place(spaces.as_matrix(matrix, small if matrix.ndim == 0 else matrix.shape[-1]))
-        g = torch.zeros(full, dtype=torch.float64) if given is None else place(given)
-        return g, Q, reward.constant
-
-    def vector_reward(self, names: list[str]) -> VectorReward:
-        """Rewards of a stack as functions of y; parts that depend on x are in :meth:`cross_reward`."""
-        dim = self.outcome_dim()
-        first = self.eco.rewards[names[0]]
-        if isinstance(first, schema.CallableReward):
-            fn = spaces.callable_reward(first, names[0])
-            reward = VectorReward(torch.zeros(len(names), dim, dtype=torch.float64), None, fn)
-        else:
-            parts = [self.polynomial(n, dim) for n in names]
-            Q = (
-                torch.stack([p[1][-dim:, -dim:] for p in parts if p[1] is not None])
-                if parts[0][1] is not None
-                else None
-            )
-            reward = VectorReward(torch.stack([p[0][-dim:] for p in parts]), Q)
-        return VectorReward(reward.g, reward.Q, reward.fn, directions([reward], dim))
-
-    def cross_reward(self, names: list[str]) -> Tensor | None:
-        """Q_yx (E, outputs, inputs) of rewards on (x, y), or None when no reward couples x and y."""
-        dim = self.outcome_dim()
-        parts = [self.polynomial(n, dim)[1] for n in names]
-        found = [q[-dim:, :-dim] for q in parts if q is not None]
-        return torch.stack(found) if found and any(bool((q != 0).any()) for q in found) else None
-
-    def domain_of(self, consumer: int, source: Any) -> str:
-        producer = self.models[self.index[source.producer]][1]
-        name = source.domain or producer.domain or self.models[consumer][1].domain
-        assert name is not None
-        return str(name)
 
     def input_key(self, consumer: int, source: Any) -> Any:
         if not isinstance(self.eco.space, schema.Regression) or isinstance(source, schema.Real):
             return None
-        inputs = self.inputs(self.domain_of(consumer, source))
+        inputs = self.spec.inputs(self.spec.domain_of(self.models[consumer][1], source))
         return (tuple(inputs.nodes.shape[1:]), inputs.cov is not None)
-
-    def inputs(self, name: str) -> Inputs:
-        assert isinstance(self.eco.space, schema.Regression)
-        dim = self.eco.space.inputs
-        found: Inputs = self.cached(("domain", name), lambda: spaces.inputs_of(self.eco.domains[name], dim))
-        return found
 
     # --- alignment and start ---------------------------------------------------------------------------------------
 
@@ -493,33 +267,19 @@ class _Compiler:
                 reward, domain = e.reward or model.reward, e.domain or model.domain
                 shape = None
                 if isinstance(self.eco.space, schema.Regression):
-                    inputs = self.inputs(str(domain))
+                    inputs = self.spec.inputs(str(domain))
                     shape = (tuple(inputs.nodes.shape[1:]), inputs.cov is not None)
-                kind = None if self.outcomes is not None else self.reward_kind(reward)
+                kind = None if self.outcomes is not None else self.spec.reward_kind(reward)
                 stacks[(self.place[i][0], kind, shape)].append((len(infos), i, reward, domain))
                 infos.append(EvaluationInfo(i, e.name, reward))
         groups = []
         for (group, _, _), members in stacks.items():
             family = self.families[group].take(torch.tensor([self.place[i][1] for _, i, _, _ in members]))
             rewards = [reward for _, _, reward, _ in members]
-            kernel = self.alignment_kernel(family, rewards, [d for *_, d in members])
+            kernel = alignment_kernel(self.spec, family, rewards, [d for *_, d in members])
             index = torch.stack([self.params[i] for _, i, _, _ in members])
             groups.append(AlignmentGroup(kernel, torch.tensor([k for k, *_ in members]), index))
         return infos, groups, primary
-
-    def alignment_kernel(self, family: Any, rewards: list[str], domains: list[str | None]) -> Any:
-        if self.outcomes is not None:
-            return FiniteAlignment(family, torch.stack([self.table(r) for r in rewards]))
-        dim = self.outcome_dim()
-        first = self.eco.rewards[rewards[0]]
-        fn = spaces.callable_reward(first, rewards[0]) if isinstance(first, schema.CallableReward) else None
-        parts = [self.polynomial(r, dim) for r in rewards]
-        g = torch.stack([p[0] for p in parts])
-        Q = torch.stack([p[1] for p in parts if p[1] is not None]) if parts[0][1] is not None else None
-        constant = torch.tensor([p[2] for p in parts], dtype=torch.float64)
-        if isinstance(self.eco.space, schema.Vectors):
-            return VectorAlignment(family, g, Q, constant, fn)
-        return LinearAlignment(family, spaces.stack_inputs([self.inputs(str(d)) for d in domains]), g, Q, constant, fn)
 
     def start(self, program: Program) -> Tensor:
         """Given parameters, else those fitted to the model's real data, else to all real data, else near zero."""
@@ -553,12 +313,6 @@ class _Compiler:
             if model.start is not None:
                 theta[program.span(i)] = spaces.tensor(model.start).reshape(-1)
         return theta
-
-
-def _stages(source: schema.Raw | schema.Curated) -> list[tuple[int, schema.Pick]]:
-    """Picking stages with their depth in the spec; one candidate is no choice, so such a stage is left out."""
-    stages = source.stages if isinstance(source, schema.Curated) else []
-    return [(depth, pick) for depth, pick in enumerate(stages) if pick.candidates != 1]
 
 
 def _space_words(space: Any) -> str:

@@ -113,6 +113,12 @@ def cholesky(matrix: Tensor) -> Tensor:
     return torch.where((failed != 0)[..., None, None], torch.nan, factor)
 
 
+def masked_mean(statistic: Tensor, counts: Tensor) -> Tensor:
+    """Mean (..., E, M) of the first ``counts`` (..., E) of n drawn statistics (..., E, n, M)."""
+    keep = torch.arange(statistic.shape[-2]) < counts[..., None]
+    return (statistic * keep[..., None]).sum(-2) / counts.clamp_min(1)[..., None]
+
+
 def newton_fit(family: Family, moments: Tensor, ridge: Tensor, start: Tensor, max_steps: int = 100) -> Tensor:
     """Damped Newton on the expected loss; stops at machine precision or when no step helps.
 

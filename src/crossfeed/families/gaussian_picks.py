@@ -1,4 +1,4 @@
-r"""Curators before Gaussian outcomes: mean and covariance of the pick.
+r"""Curators before Gaussian outcomes: mean and covariance of the pick, and picks one by one.
 
 Given the reward, only the outcome's projection on the directions the reward looks at matters. With U an orthonormal
 basis of those directions, u = Uᵀy is Gaussian, its pick is worked out on quadrature nodes by the exact finite
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crossfeed.errors import NotAvailableError
 from crossfeed.families.base import cholesky
 from crossfeed.families.picks import operator
 
@@ -203,3 +204,49 @@ def _on_nodes(
     gain = torch.linalg.solve(G, U.transpose(-1, -2) @ cov).transpose(-1, -2)
     new_mean = mean + torch.einsum("...de,...e->...d", gain, picked_mean - base_mean)
     return new_mean, cov + gain @ (picked_cov - base_cov) @ gain.transpose(-1, -2)
+
+
+def whole_candidates(k: Tensor) -> int:
+    """The one K of a batch of sources whose candidates are drawn."""
+    first = float(k.reshape(-1)[0])
+    if not bool(torch.isfinite(k).all()):
+        raise NotAvailableError(
+            "finite samples from K = inf on continuous outcomes: no candidates can be drawn; use a finite K"
+        )
+    if not bool((k == first).all()):
+        raise NotAvailableError("finite samples with different K in one batch: run them one by one")
+    if first != int(first):
+        raise NotAvailableError(f"finite samples from K = {first:g} candidates: need a whole number")
+    return int(first)
+
+
+def pick_samples(
+    y: Tensor,
+    stage: Stage,
+    at: dict[str, Tensor],
+    rng: np.random.Generator,
+    more: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> Tensor:
+    """Groups of K consecutive candidates (..., n·K, d) to picks (..., n, d); ``more`` (..., n·K) adds to rewards."""
+    k = int(at["candidates"].reshape(-1)[0])
+    groups = y.unflatten(-2, (-1, k))
+    eye = torch.eye(y.shape[-1], dtype=y.dtype)
+
+    def choice(reward: VectorReward, add: Tensor | None) -> Tensor:
+        values = reward.on(eye, y) if add is None else reward.on(eye, y) + add
+        values = values.unflatten(-1, (-1, k))
+        if stage.kind != "best":
+            gumbel = torch.from_numpy(rng.gumbel(size=tuple(values.shape)))
+            values = values / at["temperature"][..., None, None] + gumbel
+        first: Tensor = values.argmax(-1)
+        return first
+
+    chosen = choice(stage.reward, more[0])
+    how = torch.from_numpy(rng.random(tuple(chosen.shape)))
+    noise, share = at["noise"][..., None], at["other_share"][..., None]
+    if stage.other is not None:
+        chosen = torch.where(how < noise + share, choice(stage.other, more[1]), chosen)
+    anyone = torch.from_numpy(rng.integers(0, k, size=tuple(chosen.shape)))
+    chosen = torch.where(how < noise, anyone, chosen)
+    picked: Tensor = groups.gather(-2, chosen[..., None, None].expand(*chosen.shape, 1, y.shape[-1]))[..., 0, :]
+    return picked

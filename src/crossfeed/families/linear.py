@@ -15,9 +15,16 @@ import torch
 from torch import Tensor
 
 from crossfeed.errors import NotAvailableError
-from crossfeed.families.base import EXPECTATION, LIKELIHOOD, RSAMPLE
-from crossfeed.families.gaussian import _masked_mean, _pick_samples, log_normal, whole_candidates
-from crossfeed.families.gaussian_picks import Stage, VectorReward, directions, gaussian_pick
+from crossfeed.families.base import EXPECTATION, LIKELIHOOD, RSAMPLE, masked_mean
+from crossfeed.families.gaussian import log_normal
+from crossfeed.families.gaussian_picks import (
+    Stage,
+    VectorReward,
+    directions,
+    gaussian_pick,
+    pick_samples,
+    whole_candidates,
+)
 
 
 class LinearGaussian:
@@ -238,7 +245,7 @@ class LinearSource:
             keys = ("candidates", "temperature", "noise", "other_share")
             wide = x.repeat_interleave(y.shape[-2] // max(num, 1), -2)
             main, other = (None if c is None else torch.einsum("...no,...oi,...ni->...n", y, c, wide) for c in cross)
-            y = _pick_samples(y, stage, {key: at[f"{number}.{key}"] for key in keys}, rng, (main, other))
+            y = pick_samples(y, stage, {key: at[f"{number}.{key}"] for key in keys}, rng, (main, other))
         if self.matrix is not None:
             y = torch.einsum("eop,...enp->...eno", self.matrix, y)
         if self.shift is not None:
@@ -248,7 +255,7 @@ class LinearSource:
     def sample_moments(self, theta: Tensor, settings: Tensor, counts: Tensor, rng: np.random.Generator) -> Tensor:
         """(..., E, M) mean statistic of ``counts`` samples, drawn one by one."""
         z = self.sample(theta, settings, int(counts.max()), rng)
-        return _masked_mean(self.consumer.statistic(z), counts)
+        return masked_mean(self.consumer.statistic(z), counts)
 
     def moments_cov(self, theta: Tensor, settings: Tensor) -> Tensor:
         """(..., E, M, M) covariance of the statistic of one sample."""
@@ -291,7 +298,7 @@ class LinearReal:
     def sample_moments(self, counts: Tensor, rng: np.random.Generator) -> Tensor:
         """(..., E, M) mean statistic of ``counts`` pairs."""
         z = self.sample(tuple(counts.shape[:-1]), int(counts.max()), rng)
-        return _masked_mean(self.consumer.statistic(z), counts)
+        return masked_mean(self.consumer.statistic(z), counts)
 
     def moments_cov(self) -> Tensor:
         """(E, M, M)."""

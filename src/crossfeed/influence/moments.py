@@ -30,7 +30,8 @@ from crossfeed.describe import schema
 from crossfeed.dynamics.program import ModelGroup, Program, SourceGroup
 from crossfeed.errors import NotAvailableError
 from crossfeed.families.base import jacobian
-from crossfeed.families.gaussian import GaussianMean, VectorReal, VectorSource
+from crossfeed.families.gaussian import GaussianMean
+from crossfeed.families.gaussian_sources import VectorReal, VectorSource
 
 
 def second_along(fn: Callable[[Tensor], Tensor], x: Tensor, cov: Tensor) -> Tensor:
