@@ -45,6 +45,8 @@ NUM = 64
 SPLIT_SEED = 20261121
 HELD_OUT = frozenset(random.Random(SPLIT_SEED).sample(range(NUM), NUM // 2))
 ROUNDS, STEPS, PER_ROUND = 12, 60, 2000
+TEXT_PRETRAINING = 300
+"""Steps, of language models and of the bases of adapters."""
 
 
 def kind_of(number: int) -> str:
@@ -169,7 +171,7 @@ def _language(number: int, draw: random.Random, folder: Path) -> Ecosystem:
     train = Training(
         steps=40, batch_size=64, optimizer="adamw" if adam else "sgd", learning_rate=rate * (2 if lora else 1)
     )
-    pretrain = Pretraining(steps=300, batch_size=64, learning_rate=5e-3, schedule="cosine")
+    pretrain = Pretraining(steps=TEXT_PRETRAINING, batch_size=64, learning_rate=5e-3, schedule="cosine")
     family = fresh
     if lora:
         base = _base(number, folder, fresh, data, pretrain)

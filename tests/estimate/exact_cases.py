@@ -15,7 +15,7 @@ from crossfeed.dynamics.compile import compile_ecosystem
 from crossfeed.dynamics.program import Program
 from crossfeed.dynamics.stable import solve as solve_stable
 from crossfeed.estimate.bank import Bank, build_bank
-from crossfeed.estimate.closed_form import closed_form_samples
+from crossfeed.estimate.closed_form_draws import closed_form_samples
 from crossfeed.estimate.draws import Draws, one_each
 from crossfeed.estimate.estimator import Estimate, estimate
 from crossfeed.estimate.influence import solve

@@ -26,8 +26,10 @@ from crossfeed.dynamics.linearise import Linearisation, linearise
 from crossfeed.dynamics.program import Program
 from crossfeed.errors import NotAvailableError
 from crossfeed.estimate.base import Batch, Differentiable
-from crossfeed.estimate.closed_form import ClosedForm, closed_form_models, closed_form_samples, reward_function
+from crossfeed.estimate.closed_form import ClosedForm, closed_form_models
+from crossfeed.estimate.closed_form_draws import closed_form_samples
 from crossfeed.estimate.draws import Draws, SourceDraw
+from crossfeed.estimate.reward_functions import reward_function
 from crossfeed.families.base import hessian_of
 from crossfeed.families.finite import Finite
 from crossfeed.families.linear import LinearGaussian

@@ -24,6 +24,7 @@ from crossfeed.estimate.derivatives import gradient_rows
 from crossfeed.estimate.draws import Draws
 from crossfeed.estimate.estimator import prepare
 from crossfeed.estimate.flow import DifferentiableFlow
+from crossfeed.estimate.legs import Leg
 from crossfeed.estimate.lookahead import course
 from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.steps import Steps
@@ -50,7 +51,7 @@ def failing(found: Made, name: str) -> Check:
 
 def everything(found: Made, **options: Any) -> dict[str, Check]:
     estimated = found.estimate(**options)
-    ahead = course(found.bank, estimated.answer.system, estimated.horizon)
+    ahead = course(estimated.legs[0])
     return {c.name: c for c in all_checks(estimated.legs, estimated.answers, ahead, estimated.errors)}
 
 
@@ -267,7 +268,7 @@ def test_near_a_stable_point_passes() -> None:
     """Closed forms at their stable point: −F is noise of the samples alone, of 2,000 groups a source."""
     bank, estimated = sampled(truth(pair(candidates=3)), 2000, 1)
     horizon, system = prepare(estimated.eco, bank, rounds=5)
-    found = checks.settled(bank, course(bank, system, horizon))
+    found = checks.settled(bank, course(Leg(bank, horizon, system, 0, 5)))
     assert found.result == "passed", found.words
 
 

@@ -20,7 +20,7 @@ from crossfeed.describe import schema as s
 from crossfeed.dynamics.linearise import linearise
 from crossfeed.errors import NotStableError
 from crossfeed.estimate.bank import build_bank
-from crossfeed.estimate.closed_form import closed_form_samples
+from crossfeed.estimate.closed_form_draws import closed_form_samples
 from crossfeed.estimate.coordinates import coordinates
 from crossfeed.estimate.estimator import Estimate, estimate
 from crossfeed.estimate.influence import bootstrap, solve

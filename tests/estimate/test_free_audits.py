@@ -23,10 +23,10 @@ from crossfeed.estimate.free_budget import FreeBudget
 from crossfeed.estimate.free_what_if import what_if_by_batches
 from crossfeed.estimate.lookahead import shifted
 from crossfeed.estimate.low_rank import LowRank
-from crossfeed.estimate.matrix_free import Solver
 from crossfeed.estimate.network_draws import Size
 from crossfeed.estimate.points import Point, open_point
 from crossfeed.estimate.route import choose_route
+from crossfeed.estimate.solver import Solver
 from networks import tiny
 
 PATHS = ["p.curation", "q.curation"]

@@ -32,10 +32,10 @@ from crossfeed.estimate.draws import some_picks
 from crossfeed.estimate.free_influence import Outcomes, solve_matrix_free
 from crossfeed.estimate.horizon import adjoint, forward
 from crossfeed.estimate.influence import Horizon, solve
-from crossfeed.estimate.matrix_free import Solver
 from crossfeed.estimate.network_draws import Size
 from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.pathwise import RewardRates
+from crossfeed.estimate.solver import Solver
 from crossfeed.estimate.steps import Steps
 from crossfeed.families.gaussian import GaussianMean
 from networks import tiny

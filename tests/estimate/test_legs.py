@@ -11,20 +11,21 @@ import torch
 from tiny_estimates import SGD, Made, drawn, made, opened, trained_by
 from torch import Tensor
 
-import crossfeed.estimate.bank as banks
 from crossfeed.describe.network_nodes import Flow, Training
 from crossfeed.describe.schema import Cycle, Ecosystem, Update
 from crossfeed.describe.settings import get, put
+from crossfeed.estimate import rows as rows_of_models
 from crossfeed.estimate.audit import NetworkAudit, audit_networks
-from crossfeed.estimate.bank import Bank
+from crossfeed.estimate.bank import Bank, build_bank
 from crossfeed.estimate.checks import consistency, way
 from crossfeed.estimate.derivatives import flatten
 from crossfeed.estimate.estimator import COURSE_NOISE, Estimate, estimate_legs, prepare
 from crossfeed.estimate.kinds import Kinds, kinds_of
-from crossfeed.estimate.legs import Leg, borders, places, weights_at
-from crossfeed.estimate.lookahead import between, drift, held_back, position
+from crossfeed.estimate.legs import Leg, borders, places, total_weights
+from crossfeed.estimate.lookahead import between, held_back, position
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
+from crossfeed.estimate.walk import gradients_of
 from crossfeed.estimate.what_if import what_if
 from crossfeed.networks.tokens import Answer
 from networks import tiny
@@ -84,7 +85,7 @@ def test_legs_of_one_bank_are_the_plain_horizon(models: Made) -> None:
     torch.testing.assert_close(found.answer.matrix, plain.answer.matrix, rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(found.answer.isolated, plain.answer.isolated, rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(found.errors / COURSE_NOISE, plain.errors, rtol=1e-5, atol=1e-9)
-    whole = weights_at(found.legs, [answer.weight for answer in found.answers], 0)
+    whole = total_weights(found.legs, [answer.weight for answer in found.answers])
     for one, two in zip(whole, plain.answer.weight, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
 
@@ -143,10 +144,9 @@ def test_where_models_are_predicted_to_be(models: Made) -> None:
     x = {name: torch.zeros(len(centre[name]), dtype=torch.float64) for name in names}
     for leg, at in zip(found.legs, ({}, centre), strict=True):
         scale = {m.name: torch.ones(()) if m.basis.scale is None else m.basis.scale.double() for m in leg.bank.models}
-        force = drift(leg.bank, leg.system)
         for number in range(leg.first, leg.stop):
             z = [((x[name] - at.get(name, 0)) / scale[name])[:, None] for name in names]
-            step = [f - leg.system.curvature(i, z[i]) - leg.system.coupling(i, z) for i, f in enumerate(force)]
+            step = [f - leg.system.curvature(i, z[i]) - leg.system.coupling(i, z) for i, f in enumerate(leg.drift)]
             for i, name in enumerate(names):
                 x[name] = x[name] + leg.system.respond(i, step[i], number)[:, 0] * scale[name]
     for name in names:
@@ -179,6 +179,16 @@ def test_ways_out_of_the_valley_are_not_gone(models: Made) -> None:
 def test_courses_are_straight_between_places() -> None:
     found = between([0, 2, 4], 4, torch.tensor([[1.0, 5.0], [2.0, 5.0], [0.0, 7.0]], dtype=torch.float64)).alignment
     torch.testing.assert_close(found, torch.tensor([[0, 0], [0.5, 0], [1, 0], [0, 1], [-1, 2]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("limit", [3000, 0])
+def test_gradients_that_are_shared_count_once(models: Made, limit: int) -> None:
+    counted: list[int] = []
+    there = {name: differentiable(network) for name, network in models.point.networks.items()}
+    trainings = {name: node.train for name, node in models.eco.models.items()}
+    draws = replace(models.draws, sources=models.draws.sources + [replace(d, name="x") for d in models.draws.sources])
+    build_bank(there, draws, trainings, limit=limit, advance=counted.append)
+    assert sum(counted) == gradients_of(there, draws) == gradients_of(there, models.draws)
 
 
 def test_an_audit_in_legs() -> None:
@@ -234,10 +244,10 @@ def test_equal_texts_are_gone_through_once(
 
         with monkeypatch.context() as patch:
             if copies:
-                patch.setattr(banks, "kinds_of", lambda *_, **__: Kinds())
+                patch.setattr(rows_of_models, "kinds_of", lambda *_, **__: Kinds())
             models = {name: differentiable(network) for name, network in point.networks.items()}
             trainings = {name: node.train for name, node in eco.models.items()}
-            bank = banks.build_bank(models, draws, trainings, limit=10**9, advance=advance)
+            bank = build_bank(models, draws, trainings, limit=10**9, advance=advance)
         counts.append(passes[0])
         return [rows.loss for rows in bank.sources] + [rows.score for rows in bank.sources if rows.score is not None]
 

@@ -91,6 +91,7 @@ def test_moments_are_means_over_groupings(flows: Made) -> None:
     torch.testing.assert_close(got.coupling, coupling.double(), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_groupings_are_unbiased_and_their_errors_honest(here: Truth) -> None:
     """150 estimates of known influence, n = 512: mean by Student's t, and mean squared standard errors against the variance by F.
 

@@ -13,8 +13,7 @@ from tiny_estimates import drawn as samples_of
 
 from crossfeed.describe.network_nodes import Flow, Training
 from crossfeed.errors import SettingError
-from crossfeed.estimate import bank as banks
-from crossfeed.estimate import budget, coordinates, spill
+from crossfeed.estimate import budget, coordinates, rows, spill
 from crossfeed.estimate.bank import build_bank
 from crossfeed.estimate.network_draws import Size
 from crossfeed.estimate.networks import differentiable
@@ -128,7 +127,7 @@ def test_the_same_as_in_memory(training: Training, tmp_path: Path, monkeypatch: 
     want = banked(base, memory=1 << 40)
     assert maps() == before
     sizes: list[int] = []
-    monkeypatch.setattr(banks, "HELD", 8 * 1246 * 8)
+    monkeypatch.setattr(rows, "HELD", 8 * 1246 * 8)
     monkeypatch.setattr(coordinates, "_BLOCK", 1)
     monkeypatch.setattr(coordinates, "_NARROW", 100)
     inside = coordinates.Coordinates.of_gradients
@@ -166,7 +165,7 @@ def test_nothing_is_left_of_a_bank_that_fails(tmp_path: Path, monkeypatch: pytes
     def fail(*_: object) -> None:
         raise RuntimeError("half-way")
 
-    monkeypatch.setattr(banks, "coordinates", fail)
+    monkeypatch.setattr(rows, "coordinates", fail)
     with pytest.raises(RuntimeError, match="half-way"):
         banked(base, memory=0, spill=tmp_path)
     assert not list(tmp_path.iterdir())

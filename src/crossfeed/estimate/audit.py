@@ -118,8 +118,7 @@ def audit_networks(
         found = estimate_legs(eco, legs)
         values = [[mean_reward(draw.rewards, draw.clusters) for draw in answers] for answers in seen]
         means = torch.tensor([[value for value, _ in row] for row in values], dtype=torch.float64)
-        one = legs[0]
-        ahead = between(at, rounds, means) if len(at) > 1 else course(one.bank, one.system, one.horizon)
+        ahead = between(at, rounds, means) if len(at) > 1 else course(legs[0])
     with clock.stage("checking"):
         checks = all_checks(found.legs, found.answers, ahead, found.errors)
         if len(at) > 1:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from crossfeed.describe.schema import Curated, Ecosystem, Picks, Raw, Real, Source, source_names
 from crossfeed.errors import SettingError
-from crossfeed.estimate.bank import CURVATURE, HELD, LIMIT, build_bank
+from crossfeed.estimate.bank import CURVATURE, LIMIT, build_bank
 from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.derivatives import ROWS_BYTES
 from crossfeed.estimate.estimator import estimate
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.points import Point
+from crossfeed.estimate.rows import HELD
 from crossfeed.estimate.spill import SHARE, free_disk, spill_folder
 from crossfeed.estimate.spill import free_memory as free_memory
 from crossfeed.estimate.walk import places_of

@@ -13,7 +13,7 @@ from crossfeed.estimate.attribution import Example, source_effects, top_examples
 from crossfeed.estimate.audit import NetworkAudit
 from crossfeed.estimate.audited import Audited
 from crossfeed.estimate.bank import Bank
-from crossfeed.estimate.legs import weights_at
+from crossfeed.estimate.legs import total_weights
 from crossfeed.estimate.picks import pick_probabilities
 from crossfeed.estimate.system import group_weights
 
@@ -36,7 +36,7 @@ def examples(audit: NetworkAudit, evaluations: list[int]) -> list[dict[str, Any]
     """For each of these evaluations the picked examples, of those that the models give now, that push it up and down most."""
     estimate, out = audit.estimate, []
     first = estimate.legs[0]
-    answer = replace(estimate.answers[0], weight=weights_at(estimate.legs, [a.weight for a in estimate.answers], 0))
+    answer = replace(estimate.answers[0], weight=total_weights(estimate.legs, [a.weight for a in estimate.answers]))
     for e in evaluations:
         for found in top_examples(first.bank, answer, e, TOP):
             out.append(_example(audit, first.bank, found))

@@ -27,11 +27,12 @@ from crossfeed.estimate.draws import Draws
 from crossfeed.estimate.estimator import SHARES, directions_of, most_expansion, rounds_ahead
 from crossfeed.estimate.free_influence import Outcomes
 from crossfeed.estimate.horizon import LinearLoop, Rounds, follow
-from crossfeed.estimate.matrix_free import MatrixFree, Solver
+from crossfeed.estimate.matrix_free import MatrixFree
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.pathwise import RewardRates, smooth_rewards
 from crossfeed.estimate.points import Point
+from crossfeed.estimate.solver import Solver
 from crossfeed.estimate.steps import Steps
 
 Advance = Callable[[int], None]

@@ -23,8 +23,9 @@ from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.draws import Draws, EvaluationDraw
 from crossfeed.estimate.horizon import Path, forward
 from crossfeed.estimate.legs import Horizon
-from crossfeed.estimate.matrix_free import MatrixFree, Solve, Solver, StableSolution
+from crossfeed.estimate.matrix_free import MatrixFree
 from crossfeed.estimate.pathwise import RewardRates
+from crossfeed.estimate.solver import Solve, Solver, StableSolution
 from crossfeed.estimate.system import advantages, group_weights
 
 

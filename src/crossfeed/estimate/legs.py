@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -69,6 +70,24 @@ class Leg:
         assert self.horizon.rounds is not None
         return self.horizon.rounds[self.first : self.stop]
 
+    @cached_property
+    def drift(self) -> list[Tensor]:
+        """By model, −F_i (r_i, 1) with what is noise taken out.
+
+        Along eigenvector a of the curvature, F_a has a variance of about v_a = Σ_s w_s² (C_s)_aa/n_s from finitely many samples
+        (gradients vary as the curvature, where the loss is a log-likelihood), and is multiplied by (1 − v_a/F_a²)₊: positive-part
+        shrinkage, James and Stein 1961, one direction at a time. Without it, noise in flat directions, in which nothing holds a model
+        back, would carry it away.
+        """
+        out, system = [], self.system
+        for i, force in enumerate(system.drift):
+            noise = torch.zeros(len(force), len(force), dtype=torch.float64)
+            for rows, part, weight in zip(self.bank.sources, system.found, system.mixture, strict=True):
+                if rows.consumer == i:
+                    noise += weight**2 / len(rows.draw.clusters) * part.curvature
+            out.append(system.shrink(i, force, noise))
+        return out
+
 
 def places(rounds: int, number: int) -> list[int]:
     """After which rounds gradients are taken, from 0 to ``rounds``, in at most ``number`` places, two rounds apart at least.
@@ -120,15 +139,14 @@ def return_(legs: Sequence[Leg], outcomes: Sequence[Tensor]) -> list[Adjoint]:
     return found[::-1]
 
 
-def weights_at(legs: Sequence[Leg], weights: Sequence[Sequence[Tensor]], k: int) -> list[Tensor]:
-    """By model, what all legs together weigh a constant force with, Σ c (r_i, e), in the coordinates of leg k.
+def total_weights(legs: Sequence[Leg], weights: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """By model, what all legs together weigh a constant force with, Σ c (r_i, e), in the coordinates of the first.
 
     Args:
         legs: In order.
         weights: By leg and model, dJ/dv_i (r_i, e) of the leg's own rounds.
-        k: Number of a leg.
     """
-    there = legs[k].bank
+    there = legs[0].bank
     parts = [over(leg.bank, there, weight) for leg, weight in zip(legs, weights, strict=True)]
     return [sum(mine, torch.zeros(())) for mine in zip(*parts, strict=True)]
 

@@ -8,7 +8,7 @@ F_k and D_k measured there. Ours. At a stable point nothing moves.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,8 +22,8 @@ from crossfeed.estimate.derivatives import flatten, unflatten
 from crossfeed.estimate.draws import marginal
 from crossfeed.estimate.horizon import forward
 from crossfeed.estimate.influence import outcomes
-from crossfeed.estimate.legs import Horizon, Leg
-from crossfeed.estimate.system import System, judge
+from crossfeed.estimate.legs import Leg
+from crossfeed.estimate.system import judge
 from crossfeed.networks.base import Network
 
 STEEPER = 3.0
@@ -43,29 +43,10 @@ class Course:
     alignment: Tensor
 
 
-def drift(bank: Bank, system: System) -> list[Tensor]:
-    """By model, −F_i (r_i, 1) with what is noise taken out.
-
-    Along eigenvector a of the curvature, F_a has a variance of about v_a = Σ_s w_s² (C_s)_aa/n_s from finitely many samples
-    (gradients vary as the curvature, where the loss is a log-likelihood), and is multiplied by (1 − v_a/F_a²)₊: positive-part
-    shrinkage, James and Stein 1961, one direction at a time. Without it, noise in flat directions, in which nothing holds a model
-    back, would carry it away.
-    """
-    out = []
-    for i, force in enumerate(system.drift):
-        noise = torch.zeros(len(force), len(force), dtype=torch.float64)
-        for rows, part, weight in zip(bank.sources, system.found, system.mixture, strict=True):
-            if rows.consumer == i:
-                noise += weight**2 / len(rows.draw.clusters) * part.curvature
-        out.append(system.shrink(i, force, noise))
-    return out
-
-
-def course(bank: Bank, system: System, horizon: Horizon) -> Course:
-    """Follow the present mean gradients, as far as they are more than noise, through the horizon; alignment to first order."""
-    assert horizon.rounds is not None
-    path = forward(system, horizon.rounds, drift(bank, system))
-    goals = outcomes(bank, [judge(rows) for rows in bank.evaluations], system.sizes)
+def course(leg: Leg) -> Course:
+    """Follow the present mean gradients, as far as they are more than noise, through the horizon of one leg; alignment to first order."""
+    path = forward(leg.system, leg.rounds, leg.drift)
+    goals = outcomes(leg.bank, [judge(rows) for rows in leg.bank.evaluations], leg.system.sizes)
     change = [sum((g.T @ x for g, x in zip(goals, state, strict=True)), torch.zeros(())) for state in path.after_rounds]
     return Course(torch.stack([c[:, 0] for c in change]))
 
@@ -95,7 +76,7 @@ def position(legs: Sequence[Leg], centres: Sequence[Mapping[str, Tensor]], until
         off = [there[name] - centre[name] if name in centre else there[name] for name in names]
         start = [basis.of_parameters(x).double()[:, None] for basis, x in zip(bases, off, strict=True)]
         rounds = leg.horizon.rounds[leg.first : stop]
-        end = forward(leg.system, rounds, drift(leg.bank, leg.system), start, leg.first).end
+        end = forward(leg.system, rounds, leg.drift, start, leg.first).end
         for name, basis, x, z in zip(names, bases, start, end, strict=True):
             there[name] = there[name] + basis.to_parameters((z - x)[:, 0])
     return there
@@ -123,9 +104,10 @@ def held_back(
         z = rows.basis.of_parameters(way).double()[:, None]
         slope = float(-leg.system.drift[i][:, 0] @ z[:, 0])
         bend = float(z[:, 0] @ leg.system.curvature(i, z)[:, 0]) / 2
-        here, share = _loss(leg.bank, i, model, start), 1.0
+        loss = _loss(leg.bank, i, model)
+        here, share = loss(start), 1.0
         while share > LEAST and bend > 0:
-            added = _loss(leg.bank, i, model, start + share * way) - here - share * slope
+            added = loss(start + share * way) - here - share * slope
             if added <= STEEPER * share**2 * bend:
                 break
             share /= 2
@@ -133,22 +115,25 @@ def held_back(
     return out
 
 
-def _loss(bank: Bank, i: int, model: Differentiable, shift: Tensor) -> float:
-    """Mean loss of model i on the mixture of its samples, its present parameters moved by ``shift`` (d,)."""
+def _loss(bank: Bank, i: int, model: Differentiable) -> Callable[[Tensor], float]:
+    """Mean loss of model i on the mixture of its samples, by how far (d,) its present parameters are moved."""
+    draws = [rows.draw for rows in bank.sources if rows.consumer == i and rows.draw.weight]
+    parts = [(draw.weight, marginal(draw), id(draw.outputs)) for draw in draws]
+    batches = {
+        key: model.loss_batch(draw.all_prompts, draw.outputs, torch.Generator(model.device))
+        for key, draw in {id(draw.outputs): draw for draw in draws}.items()
+    }
     present = model.parameters()
     flat = flatten(present)
-    there = unflatten(present, flat + shift.to(flat))
-    total, seen = 0.0, dict[int, Tensor]()
-    with torch.no_grad():
-        for rows in bank.sources:
-            if rows.consumer != i or not rows.draw.weight:
-                continue
-            key = id(rows.draw.outputs)
-            if key not in seen:
-                batch = model.loss_batch(rows.draw.all_prompts, rows.draw.outputs, torch.Generator(model.device))
-                seen[key] = model.losses(there, batch).double().cpu()
-            total += rows.draw.weight * float(marginal(rows.draw) @ seen[key])
-    return total if math.isfinite(total) else math.inf
+
+    def loss(shift: Tensor) -> float:
+        there = unflatten(present, flat + shift.to(flat))
+        with torch.no_grad():
+            losses = {key: model.losses(there, batch).double().cpu() for key, batch in batches.items()}
+        total = sum(weight * float(share @ losses[key]) for weight, share, key in parts)
+        return total if math.isfinite(total) else math.inf
+
+    return loss
 
 
 @contextmanager

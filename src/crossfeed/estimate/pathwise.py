@@ -26,9 +26,9 @@ from torch.func import jvp, vjp
 
 from crossfeed.describe.schema import Ecosystem, LinearReward, Pick, QuadraticReward, Vectors
 from crossfeed.errors import NotAvailableError
-from crossfeed.estimate.closed_form import reward_function
 from crossfeed.estimate.draws import SourceDraw
 from crossfeed.estimate.picks import pick_probabilities, pick_rewards
+from crossfeed.estimate.reward_functions import reward_function
 from crossfeed.families.spaces import as_matrix
 
 TensorReward = Callable[[Tensor, Tensor], Tensor]

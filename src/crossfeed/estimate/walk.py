@@ -11,7 +11,8 @@ from torch import Tensor
 
 from crossfeed.describe.schema import Ecosystem
 from crossfeed.estimate.audited import Stages
-from crossfeed.estimate.bank import LIMIT, Bank, build_bank, plain
+from crossfeed.estimate.bank import CURVATURE, LIMIT, Bank, build_bank, plain
+from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.composition import composed
 from crossfeed.estimate.draws import Draws, EvaluationDraw
 from crossfeed.estimate.estimator import prepare, rounds_ahead
@@ -22,6 +23,7 @@ from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.outliers import shortened
 from crossfeed.estimate.points import Point
 from crossfeed.estimate.recorded import Recorded
+from crossfeed.networks.base import Outputs
 
 
 def places_of(point: Point, rounds: int, look_ahead: bool = True, limit: int = LIMIT) -> list[int]:
@@ -101,7 +103,7 @@ class Walking:
         self.clusters = max(self.clusters, *(1 + int(found.max()) for found in clusters))
         judged = draws.evaluations
         draws = draws if judge else Draws(draws.sources, [])
-        count = gradients_of(draws.sources, draws.evaluations)
+        count = gradients_of(self.models, draws)
         with clock.stage("gradients", count) as advance:
             trainings = {name: model.train for name, model in self.eco.models.items()}
             bank = build_bank(self.models, draws, trainings, seed=self.seed, advance=advance, **self.keeping)
@@ -114,6 +116,19 @@ def outputs_of(eco: Ecosystem, size: Size) -> int:
     return len(producers) * size.outputs + sum(len(m.evaluate or [0]) for m in eco.models.values()) * size.evaluation
 
 
-def gradients_of(sources: Sequence[Any], evaluations: Sequence[Any]) -> int:
-    """About how many gradients are worked out: losses, scores and curvature."""
-    return sum(2 * len(d.outputs) for d in sources) + sum(len(d.outputs) for d in evaluations)
+def gradients_of(models: Mapping[str, Differentiable], draws: Draws) -> int:
+    """About how many gradients are worked out: losses, scores and curvature, once for all who share them."""
+    out: dict[tuple[object, ...], int] = {}
+
+    def score(name: str, outputs: Outputs, temperature: float) -> None:
+        kind = "loss" if models[name].loss_is_score and temperature == 1 else f"score at {temperature}"
+        out[name, kind, id(outputs)] = len(outputs)
+
+    for draw in draws.sources:
+        out[draw.consumer, "loss", id(draw.outputs)] = len(draw.outputs)
+        out[draw.consumer, "curvature", id(draw.outputs)] = min(len(draw.outputs), CURVATURE)
+        if draw.producer is not None:
+            score(draw.producer, draw.outputs if draw.made is None else draw.made, draw.temperature)
+    for answers in draws.evaluations:
+        score(answers.model, answers.outputs, 1.0)
+    return sum(out.values())
