@@ -103,7 +103,7 @@ def test_doubling_a_weight_is_the_effect_to_first_order(closed: tuple[Bank, Esti
 def test_sources_by_weight(flows: tuple[Made, Answer]) -> None:
     """A source's effect is the influence of its weight where all others of the model give way in proportion."""
     made_, answer = flows
-    effects = source_effects(made_.bank, answer)
+    effects = source_effects(made_.estimate(fisher=0.3).legs[0], answer)
     for path in ("p.sources.curated_q.weight", "p.sources.real.weight", "q.sources.raw_p.weight"):
         (slopes,) = directions_of(made_.eco, made_.bank.draws, [path])
         (s,) = [s for s, slope in slopes.items() if slope > 0]
@@ -114,7 +114,7 @@ def test_sources_by_weight(flows: tuple[Made, Answer]) -> None:
 
 def test_source_effects_cancel_in_the_mixture(flows: tuple[Made, Answer]) -> None:
     made_, answer = flows
-    effects = source_effects(made_.bank, answer)
+    effects = source_effects(made_.estimate(fisher=0.3).legs[0], answer)
     for i in range(2):
         mine = [s for s, rows in enumerate(made_.bank.sources) if rows.consumer == i]
         whole = sum(answer.system.mixture[s] * effects[s] for s in mine)

@@ -6,31 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_estimates import SGD, opened, trained_by
+from tiny_estimates import crossed, opened
 
-from crossfeed.describe.schema import Curated, Cycle, Ecosystem, Raw, Real, Update
+from crossfeed.describe.schema import Cycle, Real, Update
 from crossfeed.estimate.composition import composed
 from crossfeed.estimate.estimator import rounds_ahead
 from crossfeed.estimate.free_batches import Plan
 from crossfeed.estimate.network_draws import Size
 from crossfeed.estimate.points import Point, open_point
 from networks import tiny
-
-
-def crossed(folder: Path, **more: object) -> Ecosystem:
-    """p: half its own data, half q's answers; q: its own data, p's answers and answers to p's data, which are named."""
-    eco = trained_by(tiny.languages(folder, lora=False), SGD)
-    data = {n: next(s.data for s in m.sources if isinstance(s, Real)) for n, m in eco.models.items()}
-    sources = {
-        "p": [Real(data=data["p"], weight=0.5), Raw(producer="q", weight=0.5)],
-        "q": [
-            Real(data=data["q"], weight=0.25),
-            Curated(producer="p", weight=0.25, candidates=2),
-            Raw(producer="q", weight=0.5, inputs=data["p"], name="named"),
-        ],
-    }
-    models = {n: m.model_copy(update={"sources": sources[n]}) for n, m in eco.models.items()}
-    return Ecosystem.model_validate(eco.model_copy(update={"models": models} | more).model_dump())
 
 
 @pytest.fixture
@@ -50,11 +34,11 @@ def test_inputs_spread_round_by_round(point: Point) -> None:
     rounds = rounds_ahead(point.world.eco, 6)
     p, q = 1.0, 0.0
     for number in range(6):
-        found = composed(point.world, point.prompts, rounds, number, number + 1)
+        found = composed(point.world, point.prompts, rounds, number, number + 1).prompts
         assert share(point, found["p"], "p") == pytest.approx(p, abs=0.02)
         assert share(point, found["q"], "p") == pytest.approx(q, abs=0.02)
         p, q = 0.5 + 0.5 * q, 0.25 * p + 0.5
-    whole = composed(point.world, point.prompts, rounds, 0, 2)
+    whole = composed(point.world, point.prompts, rounds, 0, 2).prompts
     assert share(point, whole["p"], "p") == pytest.approx((1 + 0.5) / 2, abs=0.02)
 
 
@@ -62,7 +46,7 @@ def test_only_models_that_update_hand_on(tmp_path: Path) -> None:
     """q alone is trained in the first round, so p asks what it did."""
     eco = crossed(tmp_path, update=Update(order=Cycle(rounds=[[["q"]], [["p"]]])))
     point = open_point(eco, device="cpu")
-    found = composed(point.world, point.prompts, rounds_ahead(eco, 2), 1, 2)
+    found = composed(point.world, point.prompts, rounds_ahead(eco, 2), 1, 2).prompts
     assert torch.equal(found["p"], point.prompts["p"])
     assert share(point, found["q"], "p") == pytest.approx(0.75, abs=0.02)
 
@@ -86,5 +70,5 @@ def test_the_matrix_free_solver_asks_them_too(point: Point) -> None:
 
 def test_without_inputs_nothing_changes() -> None:
     point = opened(tiny.flows(samples=50))
-    found = composed(point.world, point.prompts, rounds_ahead(point.world.eco, 3), 0, 3)
+    found = composed(point.world, point.prompts, rounds_ahead(point.world.eco, 3), 0, 3).prompts
     assert all(torch.equal(found[name], own) for name, own in point.prompts.items())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from crossfeed.describe.network_nodes import Training
-from crossfeed.describe.schema import Ecosystem, Vectors
+from crossfeed.describe.schema import Curated, Ecosystem, Raw, Real, Vectors
 from crossfeed.estimate.bank import Bank, build_bank
 from crossfeed.estimate.base import Differentiable
 from crossfeed.estimate.draws import Draws
@@ -17,6 +18,7 @@ from crossfeed.estimate.estimator import Estimate, estimate
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.points import Point, open_point
+from networks import tiny
 
 SGD = Training(steps=20, batch_size=50, optimizer="sgd", learning_rate=0.02, gradient_clip=None)
 
@@ -83,3 +85,19 @@ def with_source(draws: Draws, number: int, **changes: Any) -> Draws:
     sources = list(draws.sources)
     sources[number] = replace(sources[number], **changes)
     return replace(draws, sources=sources)
+
+
+def crossed(folder: Path, **more: object) -> Ecosystem:
+    """p: half its own data, half q's answers; q: its own data, p's answers and answers to p's data, which are named."""
+    eco = trained_by(tiny.languages(folder, lora=False), SGD)
+    data = {n: next(s.data for s in m.sources if isinstance(s, Real)) for n, m in eco.models.items()}
+    sources = {
+        "p": [Real(data=data["p"], weight=0.5), Raw(producer="q", weight=0.5)],
+        "q": [
+            Real(data=data["q"], weight=0.25),
+            Curated(producer="p", weight=0.25, candidates=2),
+            Raw(producer="q", weight=0.5, inputs=data["p"], name="named"),
+        ],
+    }
+    models = {n: m.model_copy(update={"sources": sources[n]}) for n, m in eco.models.items()}
+    return Ecosystem.model_validate(eco.model_copy(update={"models": models} | more).model_dump())

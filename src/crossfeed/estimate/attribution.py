@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from crossfeed.estimate.bank import Bank, SourceRows
 from crossfeed.estimate.draws import marginal
-from crossfeed.estimate.influence import Answer
+from crossfeed.estimate.influence import Answer, meet
+from crossfeed.estimate.legs import Leg
+from crossfeed.estimate.swings import swings
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,20 @@ def top_examples(bank: Bank, answer: Answer, evaluation: int, num: int, curated_
     return up + down
 
 
-def source_effects(bank: Bank, answer: Answer) -> Tensor:
+def source_effects(leg: Leg, answer: Answer) -> Tensor:
     """(S, E) what each source does to each evaluation: dJ per unit of weight moved to it from the rest of its model's mixture."""
-    means = []
-    for s, rows in enumerate(bank.sources):
-        means.append(-(answer.weight[rows.consumer].T @ answer.system.found[s].mean))
-    pull = torch.stack(means)
-    out = torch.zeros_like(pull)
-    for i in range(len(bank.models)):
-        mine = [s for s, rows in enumerate(bank.sources) if rows.consumer == i]
-        weights = torch.tensor([answer.system.mixture[s] for s in mine], dtype=torch.float64)
-        mixed = (weights[:, None] * pull[mine]).sum(0) / weights.sum()
-        out[mine] = pull[mine] - mixed
-    return out
+    system = leg.system
+    directions = []
+    for s, rows in enumerate(leg.bank.sources):
+        mine = {k: system.mixture[k] for k, other in enumerate(leg.bank.sources) if other.consumer == rows.consumer}
+        slopes = {k: -weight / sum(mine.values()) for k, weight in mine.items()}
+        directions.append(slopes | {s: 1 + slopes[s]})
+    out = meet(answer.weight, system.pushes(directions))
+    moved = swings(leg, directions)
+    if moved is not None and answer.adjoint is not None:
+        for (number, i), c in zip(answer.adjoint.updates, answer.adjoint.answer, strict=True):
+            out = out + c.T @ moved(number, i)
+    return out.T
 
 
 def _picked(rows: SourceRows) -> bool:

@@ -24,6 +24,7 @@ from crossfeed.estimate.network_draws import Size
 from crossfeed.estimate.points import Point, open_point
 from crossfeed.estimate.recorded import Recorded, read_recorded
 from crossfeed.estimate.route import Route, choose_route
+from crossfeed.estimate.swings import swings
 from crossfeed.estimate.walk import Walking, places_of, walk
 from crossfeed.estimate.what_if import WhatIf, what_if
 
@@ -147,7 +148,7 @@ def _rougher(found: Estimate) -> Tensor:
     legs, pushes = [replace(last, first=middle)], [found.answer.pushes]
     if middle > first.first:
         legs, pushes = [replace(first, stop=middle), *legs], [found.answers[0].pushes, *pushes]
-    end = travel(legs, pushes)[-1].end
+    end = travel(legs, pushes, [swings(leg, found.directions) for leg in legs])[-1].end
     goals = outcomes(found.bank, found.answer.judged, found.answer.system.sizes)
     return meet(goals, end)
 

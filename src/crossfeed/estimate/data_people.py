@@ -73,7 +73,7 @@ def _output(outputs: Any, number: int) -> Any:
 def sources(audit: NetworkAudit) -> list[dict[str, Any]]:
     """By source, dJ of every evaluation per unit of weight that moves to it from the rest of its model's mixture."""
     found = zip(audit.estimate.legs, audit.estimate.answers, strict=True)
-    effects = sum((source_effects(leg.bank, answer) for leg, answer in found), torch.zeros(()))
+    effects = sum((source_effects(leg, answer) for leg, answer in found), torch.zeros(()))
     return [
         {
             "consumer": rows.draw.consumer,

@@ -20,6 +20,7 @@ from crossfeed.estimate.horizon import Rounds
 from crossfeed.estimate.influence import Answer, cluster_effects, solve, solve_legs, standard_errors
 from crossfeed.estimate.legs import Horizon, Leg
 from crossfeed.estimate.steps import Steps, clip_factor
+from crossfeed.estimate.swings import swings
 from crossfeed.estimate.system import Moments, System, moments
 
 SHARES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
@@ -195,7 +196,8 @@ def estimate_legs(eco: Ecosystem, legs: Sequence[Leg]) -> Estimate:
     """
     paths = curation_paths(eco)
     directions = directions_of(eco, legs[-1].bank.draws, paths)
-    answers = solve_legs(legs, [leg.system.pushes(directions) for leg in legs])
+    pushes = [leg.system.pushes(directions) for leg in legs]
+    answers = solve_legs(legs, pushes, swings=[swings(leg, directions) for leg in legs])
     return _with_errors(eco, list(legs), answers, paths, directions)
 
 

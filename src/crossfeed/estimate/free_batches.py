@@ -16,17 +16,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from crossfeed.describe.schema import Ecosystem
 from crossfeed.estimate.base import Differentiable
-from crossfeed.estimate.composition import composed
+from crossfeed.estimate.composition import Asked, composed
 from crossfeed.estimate.draws import Draws
 from crossfeed.estimate.estimator import SHARES, directions_of, most_expansion, rounds_ahead
 from crossfeed.estimate.free_influence import Outcomes
-from crossfeed.estimate.horizon import LinearLoop, Rounds, follow
+from crossfeed.estimate.free_swings import free_swings
+from crossfeed.estimate.horizon import LinearLoop, Rounds, Swing, follow
 from crossfeed.estimate.matrix_free import MatrixFree
 from crossfeed.estimate.network_draws import Size, network_draws
 from crossfeed.estimate.networks import differentiable
@@ -91,6 +93,11 @@ class Plan:
         rates = RewardRates(point.rewards, smooth_rewards(eco))
         return cls(eco, point, models, pathwise, rates, rounds_ahead(eco, rounds, point.round + 1), list(paths), seed)
 
+    @cached_property
+    def asked(self) -> Asked:
+        """What outputs answer, over the whole horizon."""
+        return composed(self.point.world, self.point.prompts, self.rounds, 0, len(self.rounds))
+
     @property
     def sizes(self) -> list[int]:
         """d_i by model."""
@@ -129,7 +136,7 @@ class Plan:
         """
         part = Size(max(2, size.outputs // BATCHES), max(2, size.evaluation // BATCHES), size.answers)
         point, seed = self.point, self.seed + 7919 * (number + 2 * batch)
-        asked = composed(point.world, point.prompts, self.rounds, 0, len(self.rounds))
+        asked = self.asked.prompts
         return network_draws(point.world, point.networks, point.rewards, asked, part, seed, pathwise=self.pathwise)
 
     def loop(self, draws: Draws, keep: bool, fisher: float = 0.0) -> MatrixFree:
@@ -158,9 +165,15 @@ class Plan:
 # --- the horizon, round by round ------------------------------------------------------------------------------------
 
 
-def end_of(loop: LinearLoop, rounds: Rounds, pushes: Sequence[Tensor], advance: Advance | None = None) -> list[Tensor]:
+def end_of(
+    loop: LinearLoop,
+    rounds: Rounds,
+    pushes: Sequence[Tensor],
+    advance: Advance | None = None,
+    swing: Swing | None = None,
+) -> list[Tensor]:
     """The states after the last round of :func:`crossfeed.estimate.horizon.follow`."""
-    return deque(follow(loop, rounds, pushes, advance), 1)[0][1]
+    return deque(follow(loop, rounds, pushes, advance, swing=swing), 1)[0][1]
 
 
 def updates(eco: Ecosystem, rounds: Rounds, pushed: Sequence[set[int]], isolated: bool = False) -> int:
@@ -245,12 +258,14 @@ def solve_batch(
     """
     draws = loop.draws
     outcomes, shown, num = Outcomes(loop), plan.shown, len(plan.paths)
-    pushes = loop.pushes(directions_of(plan.eco, draws.sources, plan.paths))
+    directions = directions_of(plan.eco, draws.sources, plan.paths)
+    pushes = loop.pushes(directions)
+    swing = free_swings(loop, plan.asked, [*directions, {}] if course else directions)
     columns = [torch.cat(pair, 1) for pair in zip(pushes, loop.drift(), strict=True)] if course else pushes
     found = [torch.zeros(len(draws.evaluations), columns[0].shape[1], dtype=torch.float64)]
     half: list[Tensor] = []
     grown = Grown()
-    for number, (_, x) in enumerate(follow(loop, plan.rounds, columns, advance), 1):
+    for number, (_, x) in enumerate(follow(loop, plan.rounds, columns, advance, swing=swing), 1):
         grown.add(x)
         if course and number == len(plan.rounds) // 2:
             half = [loop.to_parameters(i, part[:, -1]).float().clone() for i, part in enumerate(x)]
@@ -260,7 +275,8 @@ def solve_batch(
                 advance(looked(plan, found[-1].shape[1]))
     alone = None
     if isolated:
-        alone = outcomes.along(end_of(MatrixFree.alone(loop), plan.rounds, pushes, advance))
+        swing = free_swings(loop, plan.asked, directions, alone=True)
+        alone = outcomes.along(end_of(MatrixFree.alone(loop), plan.rounds, pushes, advance, swing))
         if advance is not None:
             advance(looked(plan, num) // max(1, len(plan.eco.names)))
     moved = torch.stack(found)

@@ -10,7 +10,7 @@ x the response to v of the loop as it is and x′ of the loop as it will be. Err
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,6 +21,7 @@ from crossfeed.errors import SettingError
 from crossfeed.estimate.draws import Draws, SourceDraw
 from crossfeed.estimate.free_batches import Plan, end_of
 from crossfeed.estimate.free_influence import Outcomes
+from crossfeed.estimate.free_swings import free_swings
 from crossfeed.estimate.matrix_free import MatrixFree
 from crossfeed.estimate.network_draws import Size
 from crossfeed.estimate.pathwise import smooth_pick
@@ -67,11 +68,15 @@ def _answer(
             if loop.mixture[s]:
                 pushes[i][:, 0] += sign * loop.mixture[s] * loop.mean(s)
     outcomes = Outcomes(now)
-    return _moved(plan, now, outcomes, pushes), _moved(plan, then, outcomes, pushes)
+    slopes = {s: w - before.weight for s, (w, (before, _)) in enumerate(zip(mixture, nodes, strict=True))}
+    return _moved(plan, now, outcomes, pushes, slopes), _moved(plan, then, outcomes, pushes, slopes)
 
 
-def _moved(plan: Plan, loop: MatrixFree, outcomes: Outcomes, pushes: list[Tensor]) -> Tensor:
-    return outcomes.along(end_of(loop, plan.rounds, pushes))[:, 0]
+def _moved(
+    plan: Plan, loop: MatrixFree, outcomes: Outcomes, pushes: list[Tensor], slopes: Mapping[int, float]
+) -> Tensor:
+    swing = free_swings(loop, plan.asked, [slopes])
+    return outcomes.along(end_of(loop, plan.rounds, pushes, swing=swing))[:, 0]
 
 
 def _picked(plan: Plan, draw: SourceDraw, before: Source, after: Source, changed: Ecosystem) -> SourceDraw:

@@ -50,6 +50,9 @@ class LinearLoop(Protocol):
 Rounds = Sequence[Sequence[Sequence[int]]]
 """By round, its steps; a step is a list of models that update at the same time."""
 
+Swing = Callable[[int, int], Tensor]
+"""By round of the horizon and model, (r_i, c) what pushes it in that round besides its constant push."""
+
 
 @dataclass(frozen=True, eq=False)
 class Path:
@@ -74,9 +77,14 @@ class Path:
 
 
 def forward(
-    loop: LinearLoop, rounds: Rounds, pushes: Sequence[Tensor], start: Sequence[Tensor] | None = None, first: int = 0
+    loop: LinearLoop,
+    rounds: Rounds,
+    pushes: Sequence[Tensor],
+    start: Sequence[Tensor] | None = None,
+    first: int = 0,
+    swing: Swing | None = None,
 ) -> Path:
-    """Follow a constant push.
+    """Follow a constant push, and one that changes from round to round.
 
     Args:
         loop: The blocks.
@@ -84,9 +92,10 @@ def forward(
         pushes: By model, v_i (r_i, c): one column a setting.
         start: By model, x (r_i, c) before the first of these rounds; None: 0.
         first: Number of the first of these rounds in the horizon.
+        swing: What pushes besides, by round.
     """
     path = Path([], [], [], [[torch.zeros_like(v) for v in pushes] if start is None else list(start)])
-    for made, x in follow(loop, rounds, pushes, start=start, first=first):
+    for made, x in follow(loop, rounds, pushes, start=start, first=first, swing=swing):
         path.updates.extend((update.round, update.model) for update in made)
         path.before.extend(update.seen for update in made)
         path.force.extend(update.force for update in made)
@@ -118,6 +127,7 @@ def follow(
     advance: Callable[[int], None] | None = None,
     start: Sequence[Tensor] | None = None,
     first: int = 0,
+    swing: Swing | None = None,
 ) -> Iterator[tuple[list[Update], list[Tensor]]]:
     """The updates of every round of :func:`forward`, and the states x after it; nothing is kept.
 
@@ -128,6 +138,7 @@ def follow(
         advance: Called with the number of columns that anything reaches, whenever a model is updated.
         start: As for :func:`forward`.
         first: As for :func:`forward`.
+        swing: As for :func:`forward`.
     """
     x = [torch.zeros_like(v) for v in pushes] if start is None else list(start)
     for number, steps in enumerate(rounds, first):
@@ -135,7 +146,8 @@ def follow(
         for step in steps:
             seen, new = x, list(x)
             for i in step:
-                force = pushes[i] - loop.curvature(i, seen[i]) - loop.coupling(i, seen)
+                push = pushes[i] if swing is None else pushes[i] + swing(number, i)
+                force = push - loop.curvature(i, seen[i]) - loop.coupling(i, seen)
                 made.append(Update(number, i, seen, force))
                 new[i] = seen[i] + loop.respond(i, force, number)
                 if advance is not None:

@@ -21,6 +21,7 @@ from crossfeed.estimate.bank import Bank, SourceRows
 from crossfeed.estimate.draws import marginal
 from crossfeed.estimate.horizon import Adjoint, Path
 from crossfeed.estimate.legs import Horizon, Leg, return_, travel
+from crossfeed.estimate.swings import Swings
 from crossfeed.estimate.system import Judged, Moments, System, advantages, group_weights, judge, moments, pushes_of
 
 
@@ -39,6 +40,7 @@ class Answer:
         adjoint: Backward; None at the stable point.
         response: By model, x (r_i, C) at the end.
         weight: By model, dJ_e/dv_i (r_i, E).
+        swings: What pushes besides, round by round; None: nothing.
     """
 
     matrix: Tensor
@@ -51,6 +53,7 @@ class Answer:
     adjoint: Adjoint | None
     response: list[Tensor]
     weight: list[Tensor]
+    swings: Swings | None = None
 
 
 def outcomes(bank: Bank, judged: Sequence[Judged], sizes: Sequence[int]) -> list[Tensor]:
@@ -99,7 +102,10 @@ def solve(
 
 
 def solve_legs(
-    legs: Sequence[Leg], pushes: Sequence[list[Tensor]], judged: Sequence[Judged] | None = None
+    legs: Sequence[Leg],
+    pushes: Sequence[list[Tensor]],
+    judged: Sequence[Judged] | None = None,
+    swings: Sequence[Swings | None] | None = None,
 ) -> list[Answer]:
     """The influence matrix of a horizon in legs: one answer a leg, with the same matrices.
 
@@ -107,16 +113,17 @@ def solve_legs(
         legs: In order.
         pushes: By leg and model, (r_i, C).
         judged: J and ∇J by evaluation of the last leg's bank; None: at equal weights.
+        swings: By leg, what pushes besides (:mod:`crossfeed.estimate.swings`); None: nothing.
     """
-    last = legs[-1]
+    last, swings = legs[-1], swings or [None] * len(legs)
     judged = [judge(rows) for rows in last.bank.evaluations] if judged is None else list(judged)
     goals = outcomes(last.bank, judged, last.system.sizes)
-    paths, backs = travel(legs, pushes), return_(legs, goals)
-    apart = travel(legs, pushes, alone=True)[-1].end
+    paths, backs = travel(legs, pushes, swings), return_(legs, goals)
+    apart = travel(legs, pushes, [None if s is None else s.isolated for s in swings], alone=True)[-1].end
     matrices = meet(goals, paths[-1].end), meet(goals, apart), meet(goals, pushes[-1])
     return [
-        Answer(*matrices, judged, leg.system, list(push), path, way, path.end, way.total)
-        for leg, push, path, way in zip(legs, pushes, paths, backs, strict=True)
+        Answer(*matrices, judged, leg.system, list(push), path, way, path.end, way.total, swing)
+        for leg, push, path, way, swing in zip(legs, pushes, paths, backs, swings, strict=True)
     ]
 
 
@@ -152,6 +159,8 @@ def cluster_effects(bank: Bank, answer: Answer, directions: Sequence[Mapping[int
             continue
         if answer.path is not None and all(model != i for _, model in answer.path.updates):
             continue  # not its turn in this leg
+        if answer.swings is not None and s in answer.swings.ratios:
+            _add(out, clusters, chance, -weight * _swung(rows, answer, answer.swings.ratios[s]))
         c, x, xj = _updates(answer, i, j, loss.dtype)
         share = answer.system.fisher if rows.hessian is None else 0.0
         if rows.hessian is not None:
@@ -200,6 +209,19 @@ def _meeting(rows: Tensor, c: Tensor, x: Tensor, E: int, C: int) -> Tensor:
     """Σ over updates of (cᵀ h)(hᵀ x) by row h, (m, E, C)."""
     left, right = ((rows @ z).double().unflatten(-1, (-1, n)) for z, n in ((c, E), (x, C)))
     return torch.einsum("mue,muc->mec", left, right)
+
+
+def _swung(rows: SourceRows, answer: Answer, ratios: Tensor) -> Tensor:
+    """Σ over updates of ρ cᵀ(φ − mean φ) by candidate (m, E, C)."""
+    assert answer.adjoint is not None
+    assert answer.swings is not None
+    chance, out = marginal(rows.draw), torch.zeros(())
+    for (number, model), c in zip(answer.adjoint.updates, answer.adjoint.answer, strict=True):
+        if model == rows.consumer:
+            met = (rows.loss @ c.to(rows.loss.dtype)).double()
+            ratio = ratios[number - answer.swings.first].repeat_interleave(rows.draw.candidates, 0)
+            out = out + (met - chance @ met)[:, :, None] * ratio[:, None, :]
+    return out
 
 
 def _split(columns: Tensor, size: int) -> Tensor:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from crossfeed.estimate.bank import Bank
+from crossfeed.estimate.composition import Asked
 from crossfeed.estimate.coordinates import units
-from crossfeed.estimate.horizon import Adjoint, Path, Rounds, adjoint, forward
+from crossfeed.estimate.horizon import Adjoint, Path, Rounds, Swing, adjoint, forward
 from crossfeed.estimate.steps import Steps
 from crossfeed.estimate.system import System
 
@@ -56,6 +57,7 @@ class Leg:
         system: The blocks.
         first: Number of its first round.
         stop: Number of the first round that is not its own.
+        asked: What the samples' outputs answer; None: it does not move with the mixtures.
     """
 
     bank: Bank
@@ -63,6 +65,7 @@ class Leg:
     system: System
     first: int
     stop: int
+    asked: Asked | None = None
 
     @property
     def rounds(self) -> Rounds:
@@ -110,12 +113,19 @@ def borders(at: Sequence[int], rounds: int) -> list[int]:
     return [0, *((a + b) // 2 for a, b in pairwise(at)), rounds]
 
 
-def travel(legs: Sequence[Leg], pushes: Sequence[Sequence[Tensor]], *, alone: bool = False) -> list[Path]:
-    """Follow constant pushes through all legs from x = 0: the path of each, in its coordinates.
+def travel(
+    legs: Sequence[Leg],
+    pushes: Sequence[Sequence[Tensor]],
+    swings: Sequence[Swing | None] | None = None,
+    *,
+    alone: bool = False,
+) -> list[Path]:
+    """Follow pushes through all legs from x = 0: the path of each, in its coordinates.
 
     Args:
         legs: In order.
         pushes: By leg and model, v_i (r_i, c).
+        swings: By leg, what pushes besides, by round; None: nothing.
         alone: Without the couplings between different models.
     """
     paths: list[Path] = []
@@ -124,7 +134,8 @@ def travel(legs: Sequence[Leg], pushes: Sequence[Sequence[Tensor]], *, alone: bo
         if k:
             start = over(legs[k - 1].bank, leg.bank, paths[-1].end)
         system = System.alone(leg.system) if alone else leg.system
-        paths.append(forward(system, leg.rounds, pushes[k], start, leg.first))
+        swing = None if swings is None else swings[k]
+        paths.append(forward(system, leg.rounds, pushes[k], start, leg.first, swing))
     return paths
 
 

@@ -6,7 +6,7 @@ candidates serve as four groups of 2 and as eight raw outputs too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from crossfeed.describe.networks import evaluation_data
 from crossfeed.describe.schema import Curated, Ecosystem, Evaluation, Picks, Raw, Real, Source, source_names
 from crossfeed.describe.settings import weight_direction
 from crossfeed.errors import DataError, NotAvailableError, SettingError
+from crossfeed.estimate.composition import first_of_each
 from crossfeed.estimate.draws import Draws, EvaluationDraw, SourceDraw, one_each, with_rules
 from crossfeed.estimate.networks import differentiable
 from crossfeed.estimate.picks import pick_probabilities, pick_rewards
@@ -97,7 +98,7 @@ class _Maker:
         self.prompts, self.size, self.seed, self.advance = prompts, size, seed, advance
         self.text = isinstance(self.eco.space, Text)
         self.next_cluster = len(world.prompts) if self.text else first_cluster
-        self.first = _first_of_each(world.prompts.texts) if self.text else torch.zeros(0, dtype=torch.int64)
+        self.first = first_of_each(world.prompts.texts) if self.text else torch.zeros(0, dtype=torch.int64)
         self.made: dict[Key, _Made] = {}
         self.judged: dict[tuple[Key, str], Tensor] = {}
         self.largest = _largest(self.eco)
@@ -355,12 +356,6 @@ def _moving(eco: Ecosystem) -> set[tuple[str, str]]:
             slopes = weight_direction(eco, f"{name}.curation") or {}
             out |= {(name, source) for source, slope in slopes.items() if slope}
     return out
-
-
-def _first_of_each(texts: Sequence[str]) -> Tensor:
-    """(m,) where each text stands first."""
-    first: dict[str, int] = {}
-    return torch.tensor([first.setdefault(text, at) for at, text in enumerate(texts)], dtype=torch.int64)
 
 
 def _largest(eco: Ecosystem) -> dict[tuple[str, str | None, float], int]:

@@ -265,13 +265,17 @@ class System:
         """(r_i,) eigenvalues of H_i."""
         return self._spectra[i].values
 
+    def zeros(self, columns: int) -> list[Tensor]:
+        """By model, (r_i, columns)."""
+        return [torch.zeros(size, columns, dtype=torch.float64) for size in self.sizes]
+
     def pushes(self, directions: Sequence[Mapping[int, float]]) -> list[Tensor]:
         """By model, v_i = −Σ_s (dw_s/dλ) a_s, (r_i, c).
 
         Args:
             directions: By column, d(weight)/dλ of the sources that move, by their number in the bank.
         """
-        out = [torch.zeros(size, len(directions), dtype=torch.float64) for size in self.sizes]
+        out = self.zeros(len(directions))
         for column, slopes in enumerate(directions):
             for s, slope in slopes.items():
                 out[self.bank.sources[s].consumer][:, column] -= slope * self.found[s].mean

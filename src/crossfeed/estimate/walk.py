@@ -55,13 +55,13 @@ def walk(
                     held[name] = min(held.get(name, 1.0), share)
                 centres.append(there)
         last = k == len(at) - 1
-        asked = composed(work.point.world, work.point.prompts, ahead, ends[k], ends[k + 1])
+        asked = composed(work.point.world, work.point.prompts, ahead, ends[k], ends[k + 1], work.recorded)
         with shifted(networks, centres[-1]):
-            bank, answers = work.bank(size if last else size.on_the_way, k, last, asked)
+            bank, answers = work.bank(size if last else size.on_the_way, k, last, asked.prompts)
         seen.append(answers)
         with work.clock.stage("solving"):
             horizon, system = prepare(work.eco, bank, rounds=rounds, first_round=work.point.round + 1, reach=reach)
-            legs.append(Leg(bank, horizon, system, ends[k], ends[k + 1]))
+            legs.append(Leg(bank, horizon, system, ends[k], ends[k + 1], asked))
     return legs, seen, held
 
 

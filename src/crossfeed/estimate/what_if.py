@@ -24,6 +24,7 @@ from crossfeed.estimate.estimator import Estimate, course_noise, directions_of, 
 from crossfeed.estimate.influence import Answer, cluster_effects, solve, solve_legs, standard_errors
 from crossfeed.estimate.legs import Leg
 from crossfeed.estimate.picks import pick_candidates, pick_probabilities, pick_rewards
+from crossfeed.estimate.swings import Swings, swings
 from crossfeed.estimate.system import System, moments
 from crossfeed.record.spec_copy import comparable
 
@@ -59,7 +60,8 @@ def what_if(estimate: Estimate, changed: Ecosystem) -> WhatIf:
     """
     nodes = changed_sources(estimate.eco, changed)
     mixture = [after.weight for _, after in nodes]
-    then, pushes, ruled = [], [], []
+    then, pushes, ruled, swung = [], [], [], []
+    slopes = {s: w - before.weight for s, (w, (before, _)) in enumerate(zip(mixture, nodes, strict=True))}
     for leg, answer in zip(estimate.legs, estimate.answers, strict=True):
         rows_of, system = leg.bank.sources, answer.system
         rules = [
@@ -74,9 +76,13 @@ def what_if(estimate: Estimate, changed: Ecosystem) -> WhatIf:
             push[rows.consumer][:, 0] -= mixture[s] * found[s].mean - system.mixture[s] * system.found[s].mean
         steps, fixed = leg.horizon.steps, leg.horizon.ridge
         then.append(replace(leg, system=System(leg.bank, found, steps, fixed, mixture, leg.horizon.fisher)))
+        swung.append((swings(leg, [slopes]), swings(then[-1], [slopes], rules)))
         pushes.append(push)
         ruled.append(rules)
-    now, after = _solved(estimate.legs, pushes), _solved(then, pushes)
+    now, after = (
+        _solved(legs, pushes, list(swung_by))
+        for legs, swung_by in zip((estimate.legs, then), zip(*swung, strict=True), strict=True)
+    )
     effects = sum(
         (
             _effects(leg, answer, len(estimate.effects), mixture, rules)
@@ -85,18 +91,19 @@ def what_if(estimate: Estimate, changed: Ecosystem) -> WhatIf:
         torch.zeros(()),
     )
     directions = directions_of(changed, estimate.bank.draws, estimate.paths)
-    matrix = _solved(then, [leg.system.pushes(directions) for leg in then])[-1].matrix
+    moved = [swings(leg, directions, rules) for leg, rules in zip(then, ruled, strict=True)]
+    matrix = _solved(then, [leg.system.pushes(directions) for leg in then], moved)[-1].matrix
     first, change = now[-1].matrix[:, 0], (now[-1].matrix + after[-1].matrix)[:, 0] / 2
     errors = course_noise(estimate.legs) * standard_errors(effects, occurring(estimate.effects))
     return WhatIf(change, errors[:, 0], first, matrix)
 
 
-def _solved(legs: Sequence[Leg], pushes: Sequence[list[Tensor]]) -> list[Answer]:
+def _solved(legs: Sequence[Leg], pushes: Sequence[list[Tensor]], moved: Sequence[Swings | None]) -> list[Answer]:
     """By legs, or at the stable point."""
     one = legs[0]
     if one.horizon.rounds is None:
         return [solve(one.bank, one.horizon, [{}], system=one.system, pushes=pushes[0])]
-    return solve_legs(legs, pushes)
+    return solve_legs(legs, pushes, swings=moved)
 
 
 def _effects(leg: Leg, now: Answer, num: int, mixture: Sequence[float], rules: Sequence[Rule | None]) -> Tensor:
