@@ -191,8 +191,12 @@ def test_passes_give_the_banks_forces(point: Point, found: Estimate, alone: bool
 def test_adjoint_and_forward_agree(found: Estimate) -> None:
     assert found.answer.swings is not None
     assert consistency(found.answers).result == "passed"
-    plain = solve_legs(found.legs, [answer.pushes for answer in found.answers])
-    assert float((plain[0].matrix - found.answer.matrix).abs().max()) > 0.05 * float(found.answer.matrix.abs().max())
+    plain = solve_legs(found.legs, [answer.pushes for answer in found.answers])[0]
+    asked = found.answer.asked
+    assert asked is not None
+    torch.testing.assert_close(found.answer.matrix - plain.matrix, asked, rtol=1e-9, atol=1e-12)
+    assert plain.asked is None
+    assert float(asked.abs().max()) > 0.05 * float(found.answer.matrix.abs().max())
 
 
 def test_errors_are_derivatives_by_the_weights_of_prompts(found: Estimate) -> None:

@@ -94,6 +94,7 @@ def fake(
         "settings": [{"path": f"{name}.curation", "model": name, "value": 0.5} for name in names],
         "influence": {
             **{"matrix": matrix, "errors": errors, "low": low, "high": high, "verdict": verdict},
+            "asked": [[0.25 * v for v in row] for row in matrix],
             "isolated": [[v if own[e][c] else 0.0 for c, v in enumerate(row)] for e, row in enumerate(matrix)],
             "needed": [[3000 if v == "cannot tell" else 40 for v in row] for row in verdict],
             "confidence": 0.95,

@@ -74,8 +74,7 @@ def source_effects(leg: Leg, answer: Answer) -> Tensor:
     out = meet(answer.weight, system.pushes(directions))
     moved = swings(leg, directions)
     if moved is not None and answer.adjoint is not None:
-        for (number, i), c in zip(answer.adjoint.updates, answer.adjoint.answer, strict=True):
-            out = out + c.T @ moved(number, i)
+        out = out + moved.effect(answer.adjoint)
     return out.T
 
 

@@ -197,6 +197,7 @@ def _findings(found: Estimate, ahead: Course, at: list[int]) -> Findings:
             )
             for i, rows in enumerate(bank.models)
         ],
+        asked=_asked(found),
         work=Work(
             sum(made.values()) + sum(len(rows.draw.outputs) for rows in bank.evaluations),
             sum((worked | {rows.curvature.data_ptr(): len(rows.curvature) for rows in every}).values()),
@@ -204,6 +205,11 @@ def _findings(found: Estimate, ahead: Course, at: list[int]) -> Findings:
             sum(leg.bank.nbytes for leg in found.legs),
         ),
     )
+
+
+def _asked(found: Estimate) -> Tensor | None:
+    parts = [part for part in (answer.asked for answer in found.answers) if part is not None]
+    return torch.stack(parts).sum(0) if parts else None
 
 
 def _unfolding(found: Estimate) -> list[Tensor]:

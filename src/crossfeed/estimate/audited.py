@@ -110,6 +110,7 @@ class Findings:
         sources: By source, in the order of models and their sources.
         models: By model.
         work: What it took.
+        asked: (E, C) of ``matrix``, what curation does by moving what models are asked; None where that does not, or is not told apart.
     """
 
     paths: list[str]
@@ -126,6 +127,7 @@ class Findings:
     sources: list[Groups]
     models: list[Seen]
     work: Work
+    asked: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

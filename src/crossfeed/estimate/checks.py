@@ -194,9 +194,8 @@ def consistency(answers: Sequence[Answer]) -> Check:
         torch.zeros(1, 1, dtype=torch.float64),
     )
     for part in answers:
-        if part.swings is not None and part.adjoint is not None:
-            for (number, i), c in zip(part.adjoint.updates, part.adjoint.answer, strict=True):
-                backward = backward + c.T @ part.swings(number, i)
+        if part.asked is not None:
+            backward = backward + part.asked
     size = float(answer.matrix.abs().max().clamp_min(1e-300))
     gap = float((backward - answer.matrix).abs().max()) / size
     if not gap < 1e-6:

@@ -209,6 +209,7 @@ def _influence(audit: Audited) -> dict[str, Any]:
         "low": found.matrix - half,
         "high": found.matrix + half,
         "isolated": found.isolated,
+        "asked": found.asked,
         "verdict": audit.verdicts(),
         "needed": audit.needed(),
         "confidence": audit.confidence,

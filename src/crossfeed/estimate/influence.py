@@ -55,6 +55,11 @@ class Answer:
     weight: list[Tensor]
     swings: Swings | None = None
 
+    @property
+    def asked(self) -> Tensor | None:
+        """(E, C) of ``matrix``, what moving what models are asked does in this leg; None where it does not move."""
+        return None if self.swings is None or self.adjoint is None else self.swings.effect(self.adjoint)
+
 
 def outcomes(bank: Bank, judged: Sequence[Judged], sizes: Sequence[int]) -> list[Tensor]:
     """By model, ∇J (r_i, E) of every evaluation by its parameters."""

@@ -16,9 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from crossfeed.estimate.draws import Rule, marginal
+from crossfeed.estimate.horizon import Adjoint
 from crossfeed.estimate.legs import Leg
 from crossfeed.estimate.system import group_weights
 
@@ -42,6 +44,11 @@ class Swings:
     def __call__(self, number: int, i: int) -> Tensor:
         """(r_i, c) in a round of the horizon."""
         return self.forces[number - self.first][i]
+
+    def effect(self, back: Adjoint) -> Tensor:
+        """(E, c) what they do to outcomes in the leg's rounds."""
+        pairs = zip(back.updates, back.answer, strict=True)
+        return torch.stack([c.T @ self(number, i) for (number, i), c in pairs]).sum(0)
 
     def isolated(self, number: int, i: int) -> Tensor:
         """(r_i, c) without what reaches the model through others."""

@@ -155,6 +155,11 @@ def influence(audit: words.Audit, page: Page) -> str:
         f"{rounds(audit)}, with its {percent(audit)} interval. Coloured where the sign is told: blue rises, orange falls; "
         "? where it cannot be told."
     )
+    if audit["influence"].get("asked") is not None:
+        caption += (
+            " Part of it comes from what models are asked: a change of a mixture moves the inputs of its model’s next training set, and "
+            "so those of others that learn from it; the numbers say how much."
+        )
     drawing = page.figure("matrix", influence_matrix(audit), caption)
     if not drawing:
         drawing = paragraph(
@@ -182,6 +187,7 @@ def _matrix_rows(audit: words.Audit) -> tuple[list[str], list[list[str]]]:
                 f"{num(STEP * one['low'], sign=True)} to {num(STEP * one['high'], sign=True)}",
                 mark(one["verdict"]),
                 num(STEP * one["isolated"], sign=True) if _own(audit, e, c) else "",
+                "" if one["asked"] is None else num(STEP * one["asked"], sign=True),
                 num(needed) if one["verdict"] == "cannot tell" and needed else "",
             ]
         )
@@ -192,6 +198,7 @@ def _matrix_rows(audit: words.Audit) -> tuple[list[str], list[list[str]]]:
         f"{percent(audit)} interval",
         "Verdict",
         "Alone",
+        "By what is asked",
         "Outputs that would tell",
     ]
     return head, rows

@@ -100,7 +100,8 @@ def entry(audit: Audit, e: int, c: int) -> dict[str, Any]:
     """One entry of the matrix with everything that belongs to it."""
     found = audit["influence"]
     keys = ("matrix", "errors", "low", "high", "isolated", "verdict", "needed")
-    return {key: found[key][e][c] for key in keys}
+    asked = found.get("asked")
+    return {key: found[key][e][c] for key in keys} | {"asked": None if asked is None else asked[e][c]}
 
 
 # --- sentences ------------------------------------------------------------------------------------------------------
