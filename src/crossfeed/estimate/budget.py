@@ -247,6 +247,8 @@ def pace_of(
 ) -> Pace:
     """Time a pilot: a few samples through everything, then four times as many, while that is a small part of the budget.
 
+    What only the first call costs should not count, so more than the first are timed unless that took a quarter of the budget.
+
     Args:
         point: The models.
         rounds: Horizon.
@@ -258,7 +260,7 @@ def pace_of(
     """
     begun = time.perf_counter()
     models = {name: differentiable(network) for name, network in point.networks.items()}
-    number = LEAST // 2  # what only the first call costs is not counted
+    number = LEAST // 4
     while True:
         if progress is not None:
             progress(f"timing {number} samples", 0, 1)
@@ -271,7 +273,7 @@ def pace_of(
 
         spent = time.perf_counter() - begun
         pace = Pace(marks[0] / number, marks[1], number, growth, spent)
-        if number >= 2 * LEAST and (number >= 8192 or spent + pace.seconds(4 * number) > budget / 12):
+        if number >= 8192 or spent + pace.seconds(4 * number) > budget / (12 if number > LEAST else 4):
             return pace
         number *= 4
 
