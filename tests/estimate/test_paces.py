@@ -18,7 +18,7 @@ from networks import tiny
 def test_a_pilot_takes_a_small_part_of_the_budget(
     monkeypatch: pytest.MonkeyPatch, seconds: float, timed: list[int]
 ) -> None:
-    """At a quarter of a second an output: 4 s for 16, 20 s with 64 more, 84 s with 256 more; a quarter of the budget is the limit."""
+    """At a quarter of a second an output: 4 s for 16, 20 s with 64 more, 84 s with 256 more; a quarter of the budget is for pilots."""
     clock, seen = [0.0], []
 
     def runs(_point: object, _models: object, _rounds: int, size: Size, *_: object) -> tuple[float, float]:

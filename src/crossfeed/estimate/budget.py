@@ -247,7 +247,7 @@ def pace_of(
 ) -> Pace:
     """Time a pilot: a few samples through everything, then four times as many, while that is a small part of the budget.
 
-    What only the first call costs should not count, so more than the first are timed unless that took a quarter of the budget.
+    What only the first call costs should not count, so more than a few are timed unless that would take a quarter of the budget.
 
     Args:
         point: The models.
@@ -273,7 +273,8 @@ def pace_of(
 
         spent = time.perf_counter() - begun
         pace = Pace(marks[0] / number, marks[1], number, growth, spent)
-        if number >= 8192 or spent + pace.seconds(4 * number) > budget / (12 if number > LEAST else 4):
+        enough = number > LEAST and (number >= 8192 or spent + pace.seconds(4 * number) > budget / 12)
+        if enough or 4 * spent > budget / 4:
             return pace
         number *= 4
 
