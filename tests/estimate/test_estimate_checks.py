@@ -316,8 +316,14 @@ def test_the_edge_of_stability(optimizer: str, more: float, edge: float) -> None
 def test_clipping_is_told() -> None:
     clipped = trained_by(ecosystem(), SGD.model_copy(update={"gradient_clip": 0.01}))
     check = everything(made(clipped, 160, 80, point=opened(clipped)))["clipping"]
-    assert check.result == "warning"
+    assert check.result == "failed"
     assert "p (× " in check.words
+    assert "raise `gradient_clip`" in check.words
+
+
+@pytest.mark.parametrize(("factor", "result"), [(1.0, "passed"), (0.6, "passed"), (0.3, "warning"), (0.1, "failed")])
+def test_how_much_clipping_matters(factor: float, result: str) -> None:
+    assert checks.of_clipping({"p": factor, "q": 1.0}).result == result
 
 
 def test_the_worst_of_all() -> None:

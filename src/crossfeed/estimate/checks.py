@@ -21,6 +21,9 @@ from crossfeed.estimate.system import group_weights
 FALSE_ALARM = 1e-4
 FEW = 30
 
+CUT = 0.2
+"""Share of a step that clipping must leave: at .02 and .09 of them a sign that was told proved wrong (docs/findings.md)."""
+
 Result = Literal["passed", "warning", "failed"]
 
 
@@ -295,14 +298,21 @@ def clipping(legs: Sequence[Leg]) -> Check:
     for leg in legs:
         for model, steps in zip(leg.bank.models, leg.horizon.steps, strict=True):
             cut[model.name] = min(cut.get(model.name, 1.0), steps.shorten)
-    return of_clipping([f"{name} (× {shorten:.2g})" for name, shorten in cut.items() if shorten < 0.5])
+    return of_clipping(cut)
 
 
-def of_clipping(cut: Sequence[str]) -> Check:
-    """The same from the models whose steps are shortened by half or more, with by how much."""
+def of_clipping(factors: Mapping[str, float]) -> Check:
+    """The same from how much the steps of each model are shortened."""
+    cut = {name: factor for name, factor in factors.items() if factor < 0.5}
     if cut:
-        words = f"Clipping shortens most steps: {', '.join(cut)}; it is treated as a constant factor, which is rough when it varies."
-        return Check("clipping", "warning", words)
+        shown = ", ".join(f"{name} (× {factor:.2g})" for name, factor in cut.items())
+        words = (
+            f"Clipping shortens most steps: {shown}; it is treated as a constant factor, which is rough when it varies."
+        )
+        if min(cut.values()) >= CUT:
+            return Check("clipping", "warning", words)
+        more = "Do not trust sizes and signs: train the models further first, or raise `gradient_clip`."
+        return Check("clipping", "failed", f"{words} {more}")
     return Check("clipping", "passed", "Gradient clipping is off or rarely acts.")
 
 

@@ -180,7 +180,7 @@ def all_checks(
     one = Check("expansion", "passed", "With one round ahead nothing can grow from round to round.")
     out.append(of_expansion(grown, most_expansion(len(plan.rounds)), fisher) if len(plan.rounds) > 1 else one)
     shortened = zip(plan.models, facts[0].shorten, strict=True)
-    out.append(of_clipping([f"{name} (× {value:.2g})" for name, value in shortened if value < 0.5]))
+    out.append(of_clipping(dict(shortened)))
     dropout = _dropout(plan)
     if dropout is not None:
         out.append(dropout)
