@@ -60,7 +60,7 @@ def what_if(estimate: Estimate, changed: Ecosystem) -> WhatIf:
     """
     nodes = changed_sources(estimate.eco, changed)
     mixture = [after.weight for _, after in nodes]
-    then, pushes, ruled, swung = [], [], [], []
+    then, pushes, ruled = [], [], []
     slopes = {s: w - before.weight for s, (w, (before, _)) in enumerate(zip(mixture, nodes, strict=True))}
     for leg, answer in zip(estimate.legs, estimate.answers, strict=True):
         rows_of, system = leg.bank.sources, answer.system
@@ -76,13 +76,10 @@ def what_if(estimate: Estimate, changed: Ecosystem) -> WhatIf:
             push[rows.consumer][:, 0] -= mixture[s] * found[s].mean - system.mixture[s] * system.found[s].mean
         steps, fixed = leg.horizon.steps, leg.horizon.ridge
         then.append(replace(leg, system=System(leg.bank, found, steps, fixed, mixture, leg.horizon.fisher)))
-        swung.append((swings(leg, [slopes]), swings(then[-1], [slopes], rules)))
         pushes.append(push)
         ruled.append(rules)
-    now, after = (
-        _solved(legs, pushes, list(swung_by))
-        for legs, swung_by in zip((estimate.legs, then), zip(*swung, strict=True), strict=True)
-    )
+    now = _solved(estimate.legs, pushes, [swings(leg, [slopes]) for leg in estimate.legs])
+    after = _solved(then, pushes, [swings(leg, [slopes], rules) for leg, rules in zip(then, ruled, strict=True)])
     effects = sum(
         (
             _effects(leg, answer, len(estimate.effects), mixture, rules)
